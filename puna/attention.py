@@ -1,0 +1,49 @@
+"""What the network is given as `attend`: attention over keys and values, owned by the caller.
+
+`attend(layer, q, k, v)` gets this step's rotated queries (B, T, H, D) and keys and values
+(B, T, K, D) of one layer and returns (B, T, H, D). Whether older keys exist, where they are kept
+and what may look at what is the callable's business alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention; causal where no `mask` (broadcast to B, H, T, S) is given."""
+    out_BHTD = F.scaled_dot_product_attention(
+        q_BTHD.transpose(1, 2),
+        k_BSKD.transpose(1, 2),
+        v_BSKD.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
+    )
+    return out_BHTD.transpose(1, 2)
+
+
+def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plain causal attention over the tokens of this call (pretraining)."""
+    return sdpa(q, k, v)
+
+
+def document_masked(documents_BT: Tensor) -> Attend:
+    """Causal attention that stays inside a document: `documents_BT` numbers each token's."""
+    num_tokens = documents_BT.shape[1]
+    causal_TT = torch.ones(
+        num_tokens, num_tokens, dtype=torch.bool, device=documents_BT.device
+    ).tril()
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    mask_B1TT = (same_BTT & causal_TT)[:, None]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa(q, k, v, mask=mask_B1TT)
+
+    return attend

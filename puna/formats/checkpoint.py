@@ -1,0 +1,140 @@
+"""`Checkpoint`: what every file format opens to. Nothing here reads a weight before it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from puna.config import ModelConfig
+from puna.quantize.storage import STORAGE, Bytes, Floats, convert
+from puna.tokenizer import Tokenizer, Vocabulary
+
+MAX_VOCAB_PADDING = 256  # rows that some trainers add to the embedding to round its size up
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor that is read when asked for.
+
+    `shape` is the logical shape, `dtype` a name of `quantize.storage.STORAGE`; `read()` gives the
+    stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Bytes]
+
+    @property
+    def num_bytes(self) -> int:
+        return STORAGE[self.dtype].num_bytes(self.shape)
+
+    def read_float32(self) -> Floats:
+        return STORAGE[self.dtype].dequantize(np.ascontiguousarray(self.read()))
+
+    def converted(self, dtype: str) -> LazyTensor:
+        """The same tensor, re-stored as `dtype` when read."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, dtype=dtype, read=lambda: convert(self.read(), self.dtype, dtype))
+
+    def watched(self, callback: Callable[[str], None], name: str) -> LazyTensor:
+        """The same tensor, calling `callback(name)` after each read (progress bars)."""
+
+        def read() -> Bytes:
+            raw = self.read()
+            callback(name)
+            return raw
+
+        return replace(self, read=read)
+
+    def reordered(self, reorder: Callable[[Bytes], Bytes]) -> LazyTensor:
+        """The same tensor with its rows moved by `reorder` when read."""
+        return replace(self, read=lambda: reorder(self.read()))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as a file has it.
+
+    `tensors` maps canonical (Meta's) names to tensors whose rotary pairs are half-split; `notes`
+    says what the file left out and was assumed. `chat_template` is the file's own, a Jinja text.
+    """
+
+    format: str
+    path: Path
+    config: ModelConfig
+    tensors: Mapping[str, LazyTensor]
+    load_vocabulary: Callable[[], Vocabulary | None] = lambda: None
+    chat_template: str | None = None
+    name: str = ""
+    license: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_tensors(self.config, self.tensors, self.path)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        vocabulary = self.load_vocabulary()
+        if vocabulary is not None:
+            check_vocabulary(self.config, vocabulary, self.path)
+        return vocabulary
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; ValueError where it came without one."""
+        if self.vocabulary is None:
+            raise ValueError(
+                f"{self.path} has no tokenizer beside it; put tokenizer.model there or give "
+                "--tokenizer"
+            )
+        return Tokenizer(self.vocabulary)
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Checkpoint:
+        return replace(self, load_vocabulary=lambda: vocabulary)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights as stored."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def dtype_bytes(self) -> dict[str, int]:
+        """Storage type -> bytes of weights stored so, the largest first."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
+    """ValueError unless `tensors` are exactly those of a Llama of this shape."""
+    expected = config.tensor_shapes()
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise ValueError(f"{path} lacks {_some(missing)}")
+    unknown = [name for name in tensors if name not in expected]
+    if unknown:
+        raise ValueError(f"{path} holds {_some(unknown)}, which a Llama of this shape has not")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(
+                f"{path}: {name} has shape {tensors[name].shape}, its config says {shape}"
+            )
+
+
+def check_vocabulary(config: ModelConfig, vocabulary: Vocabulary, path: Path) -> None:
+    """ValueError unless each piece has a row in the embedding (some padding rows may follow)."""
+    padding = config.vocab_size - len(vocabulary)
+    if not 0 <= padding < MAX_VOCAB_PADDING:
+        raise ValueError(
+            f"{path}: the tokenizer has {len(vocabulary)} pieces, the weights have "
+            f"{config.vocab_size}; they do not belong together"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

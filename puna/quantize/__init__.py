@@ -1,0 +1,1 @@
+"""How weights are stored: plain floats and blocks of small integers."""
