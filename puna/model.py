@@ -114,7 +114,7 @@ class Llama(nn.Module):
         self.output = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor, attend: Attend) -> Tensor:
-        """Token ids and their positions (both B, T, int64) -> normalised hidden states (B, T, D)."""
+        """Token ids and positions (both B, T, int64) -> normalised hidden states (B, T, D)."""
         h_BTD = self.tok_embeddings(tokens_BT)
         cos, sin = rotary_table(positions_BT, self.config.head_dim, self.config.rope_theta)
         for block in self.layers.values():

@@ -1,0 +1,94 @@
+"""Documents out of text files: `.txt`, `.jsonl` (field `text`), either also as `.zst`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def documents(path: Path, *, separator: str | None = None) -> Iterator[str]:
+    """The documents of one file, in order; empty ones are left out.
+
+    A text file is one document, or several where lines equal `separator`. Raises ValueError for a
+    missing file, an unknown kind, text that is not UTF-8 and JSON that is damaged, with the line.
+    """
+    kind = path.name.removesuffix(".zst").rpartition(".")[2]
+    if kind == "jsonl":
+        found = _text_fields(path)
+    elif kind == "txt":
+        found = _text_documents(path, separator)
+    else:
+        raise ValueError(f"{path}: unknown kind of text file; known are .txt and .jsonl (and .zst)")
+    return (document for document in found if document.strip())
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The JSON values of a `.jsonl` or `.jsonl.zst` file, one a line."""
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                raise ValueError(f"{path}, line {number}: not valid JSON") from None
+
+
+def _text_fields(path: Path) -> Iterator[str]:
+    for number, record in enumerate(records(path), start=1):
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise ValueError(f"{path}, record {number}: no field 'text' with a string")
+        yield text
+
+
+def _text_documents(path: Path, separator: str | None) -> Iterator[str]:
+    document: list[str] = []
+    for line in _lines(path):
+        if separator is not None and line.strip() == separator:
+            yield "".join(document).strip("\n")
+            document = []
+        else:
+            document.append(line)
+    yield "".join(document).strip("\n") if separator is not None else "".join(document)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with _open(path) as file:
+        number = 0
+        while line := _readline(file, path, number):
+            number += 1
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at "
+                    f"{error.start}); convert the file first"
+                ) from None
+
+
+def _readline(file: BinaryIO, path: Path, number: int) -> bytes:
+    try:
+        return file.readline()
+    except OSError:
+        raise
+    except Exception as error:  # zstandard has its own kind, known only where it is installed
+        raise ValueError(f"{path} is damaged after line {number}: {error}") from None
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    if not path.is_file():
+        raise ValueError(f"no such text file: {path}")
+    with open(path, "rb") as raw:
+        if path.suffix != ".zst":
+            yield raw
+            return
+        try:
+            import zstandard
+        except ImportError:
+            raise ValueError(f"{path} needs zstandard: pip install 'puna[train]'") from None
+        with zstandard.ZstdDecompressor().stream_reader(raw) as stream:
+            yield io.BufferedReader(stream, buffer_size=1 << 20)

@@ -1,0 +1,84 @@
+"""Checkpoint <-> network. The one module of this room that knows torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.model import Llama, empty
+from puna.quantize.storage import STORAGE, Bytes
+from puna.tokenizer import Vocabulary
+
+_TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+_STORAGE = {dtype: name for name, dtype in _TORCH.items()}
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Llama:
+    """The network with the checkpoint's weights, tensor by tensor: never two copies of them."""
+    model = empty(checkpoint.config)
+    for name in checkpoint.config.tensor_shapes():
+        weight = _read(checkpoint.tensors[name]).to(device=device, dtype=dtype, copy=True)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))
+    return model
+
+
+def as_checkpoint(
+    model: Llama,
+    path: Path,
+    vocabulary: Vocabulary | None,
+    *,
+    chat_template: str | None = None,
+    name: str = "",
+    license: str = "",
+) -> Checkpoint:
+    """The live weights of a network as a checkpoint, for the formats to write."""
+    return Checkpoint(
+        format="network",
+        path=path,
+        config=model.config,
+        tensors={key: _lazy(weight) for key, weight in model.named_parameters()},
+        load_vocabulary=lambda: vocabulary,
+        chat_template=chat_template,
+        name=name,
+        license=license,
+    )
+
+
+def state_tensors(tensors: dict[str, Tensor]) -> dict[str, LazyTensor]:
+    """Any float tensors as lazy ones, for the containers to write."""
+    return {name: _lazy(tensor) for name, tensor in tensors.items()}
+
+
+def read_tensor(tensor: LazyTensor) -> Tensor:
+    """A lazy tensor as a torch tensor of its own memory."""
+    return _read(tensor).clone()
+
+
+def _read(tensor: LazyTensor) -> Tensor:
+    if tensor.dtype not in _TORCH:
+        return torch.from_numpy(tensor.read_float32())
+    raw = np.ascontiguousarray(tensor.read())
+    with warnings.catch_warnings():
+        # A mapped file is read-only, of which torch warns; callers copy before they write.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(raw).view(_TORCH[tensor.dtype])
+
+
+def _lazy(weight: Tensor) -> LazyTensor:
+    kind = STORAGE[_STORAGE[weight.dtype]]
+    shape = tuple(weight.shape)
+
+    def read() -> Bytes:
+        raw = weight.detach().cpu().contiguous().view(torch.uint8)
+        return raw.numpy().reshape(kind.stored_shape(shape))
+
+    return LazyTensor(shape, kind.name, read)
+

@@ -1,0 +1,1 @@
+"""One training loop; each stage is a file that says what differs."""

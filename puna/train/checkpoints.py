@@ -1,0 +1,98 @@
+"""A run's checkpoints: Hugging Face folders that also hold the optimizer and the step.
+
+`checkpoints/step-00001000/` opens like any model folder. It is written beside its name and renamed
+when whole, so the newest one that exists is complete unless the disk damaged it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.formats import huggingface
+from puna.formats.checkpoint import Checkpoint
+from puna.formats.files import atomic_directory
+from puna.formats.network import as_checkpoint, read_tensor, state_tensors
+from puna.formats.safetensors_file import read_safetensors, write_safetensors
+from puna.model import Llama
+from puna.tokenizer import Vocabulary
+
+_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands: optimizer steps done and tokens trained on."""
+
+    step: int
+    tokens: int
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08}"
+
+
+def steps_saved(run: Path) -> list[int]:
+    """Steps that have a checkpoint, oldest first."""
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????"))
+
+
+def save(
+    run: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    vocabulary: Vocabulary,
+    *,
+    keep: int,
+) -> None:
+    """Writes a checkpoint and drops all but the newest `keep`."""
+    path = checkpoint_path(run, state.step)
+    with atomic_directory(path, overwrite=True) as folder:
+        huggingface.write_into(as_checkpoint(model, path, vocabulary), folder)
+        with open(folder / _OPTIMIZER, "xb") as file:
+            write_safetensors(file, state_tensors(_moments(model, optimizer)), {})
+        values = {"step": state.step, "tokens": state.tokens}
+        (folder / _STATE).write_text(json.dumps(values) + "\n")
+    for step in steps_saved(run)[:-keep]:
+        shutil.rmtree(checkpoint_path(run, step))
+
+
+def newest(run: Path) -> tuple[Checkpoint, RunState]:
+    """The newest checkpoint of a run that is whole; ValueError if there is none."""
+    failures = []
+    for step in reversed(steps_saved(run)):
+        path = checkpoint_path(run, step)
+        try:
+            checkpoint = huggingface.read(path)
+            read_safetensors(path / _OPTIMIZER)
+            return checkpoint, RunState(**json.loads((path / _STATE).read_text()))
+        except (ValueError, OSError, TypeError) as error:
+            failures.append(str(error))
+    reason = f": {failures[0]}" if failures else ""
+    raise ValueError(f"{run} has no checkpoint to resume from{reason}")
+
+
+def load_optimizer(checkpoint: Checkpoint, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the saved moments and step counts back, bit for bit."""
+    saved, _ = read_safetensors(checkpoint.path / _OPTIMIZER)
+    for name, weight in model.named_parameters():
+        state: dict[str, Any] = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            tensor = read_tensor(saved[f"{key}.{name}"])
+            # AdamW counts steps in a 0-dimensional tensor, which stays on the CPU unless fused.
+            state[key] = tensor[0] if key == "step" else tensor.to(weight.device)
+        optimizer.state[weight] = state
+
+
+def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{key}.{name}": tensor.reshape(1) if tensor.ndim == 0 else tensor
+        for name, weight in model.named_parameters()
+        for key, tensor in optimizer.state[weight].items()
+    }
