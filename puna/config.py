@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# What a field of each annotated type accepts.
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Everything that fixes the network's function besides its weights.
@@ -33,8 +37,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind = {"int": int, "float": (int, float), "bool": bool}[str(field.type)]
+            value: Any = getattr(self, field.name)
+            kind = _KINDS[str(field.type)]
             wrong_bool = isinstance(value, bool) and field.type != "bool"
             if not isinstance(value, kind) or wrong_bool:
                 raise ValueError(f"{field.name} must be {field.type}, not {value!r}")

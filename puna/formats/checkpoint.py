@@ -111,6 +111,10 @@ class Checkpoint:
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
     """ValueError unless `tensors` are exactly those of a Llama of this shape."""
+    if config.num_layers > len(tensors):  # before anything is made for each layer
+        raise ValueError(
+            f"{path} holds {len(tensors)} tensors; its config says {config.num_layers} layers"
+        )
     expected = config.tensor_shapes()
     missing = [name for name in expected if name not in tensors]
     if missing:

@@ -25,18 +25,24 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write that appears at `path` only once it is complete.
 
-    Raises ValueError if `path` exists and may not be overwritten.
+    Raises ValueError if `path` exists and may not be overwritten, or is a folder.
     """
-    with _renamed_when_whole(path, overwrite) as temporary:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file to write")
+    with _renamed_when_whole(path, overwrite) as temporary, open(temporary, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill that appears at `path` only once it is complete."""
+    """A directory to fill that appears at `path` only once it is complete.
+
+    Raises ValueError if `path` exists and may not be overwritten, or is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; give the name of a folder to write")
     with _renamed_when_whole(path, overwrite) as temporary:
         temporary.mkdir()
         yield temporary
@@ -54,7 +60,11 @@ def _renamed_when_whole(path: Path, overwrite: bool) -> Iterator[Path]:
             # A directory cannot be replaced in one step: move the old one aside first.
             old = path.with_name(f"{temporary.name}.old")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(path)

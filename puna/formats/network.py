@@ -81,4 +81,3 @@ def _lazy(weight: Tensor) -> LazyTensor:
         return raw.numpy().reshape(kind.stored_shape(shape))
 
     return LazyTensor(shape, kind.name, read)
-

@@ -6,7 +6,7 @@ Only the rows of `wq` and `wk` differ, so the change is exact for every storage 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -37,11 +37,13 @@ def interleaved(tensors: Mapping[str, LazyTensor], config: ModelConfig) -> dict[
     return _reordered(tensors, config, to_interleaved)
 
 
-def _reordered(tensors, config, reorder) -> dict[str, LazyTensor]:  # type: ignore[no-untyped-def]
+def _reordered(
+    tensors: Mapping[str, LazyTensor], config: ModelConfig, reorder: Callable[..., Bytes]
+) -> dict[str, LazyTensor]:
     heads = {"wq": config.num_heads, "wk": config.num_kv_heads}
     out = {}
     for name, tensor in tensors.items():
-        part = name.split(".")[-2]
+        part = name.removesuffix(".weight").rpartition(".")[2]
         if part in heads:
             tensor = tensor.reordered(functools.partial(reorder, num_heads=heads[part]))
         out[name] = tensor

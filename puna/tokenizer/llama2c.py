@@ -18,7 +18,9 @@ def read_bin(data: bytes) -> Vocabulary:
     """Parses a `tokN.bin`; ValueError if it is damaged."""
     if len(data) < 4:
         raise ValueError("llama2.c tokenizer is truncated")
-    pieces, scores, types = [], [], []
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[PieceType] = []
     at = 4
     while at < len(data):
         if len(data) - at < 8:

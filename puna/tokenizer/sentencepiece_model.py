@@ -76,7 +76,7 @@ def write_model(vocabulary: Vocabulary) -> bytes:
 
 def _piece_type(value: int | bytes) -> PieceType:
     try:
-        return PieceType(value)
+        return PieceType(_signed(value))
     except ValueError:
         raise ValueError(f"tokenizer.model holds a piece of unknown type {value!r}") from None
 

@@ -79,7 +79,7 @@ class Stage(Protocol):
         ...
 
 
-class Diverged(ValueError):
+class DivergedError(ValueError):
     """The loss is no longer a number; the last good checkpoint is kept."""
 
 
@@ -108,7 +108,7 @@ def train(
     """Trains `model` in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
     `resume` is the checkpoint (`checkpoints.newest`) that `model` was loaded from, to go on from.
-    Returns False if a signal stopped it early (its state is saved). Raises Diverged when the loss
+    Returns False if a signal stopped it early (its state is saved). Raises DivergedError when the loss
     or the gradient is not finite, before the weights are touched.
     """
     optimizer = make_optimizer(model, settings)
@@ -123,9 +123,7 @@ def train(
             return stage.loss(forward, model, batch.to(settings.device))
 
     def save() -> None:
-        checkpoints.save(
-            run, model, optimizer, state, vocabulary, keep=settings.keep_checkpoints
-        )
+        checkpoints.save(run, model, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
 
     with _log(run / "log.jsonl", state.step) as log, deferred() as stop_requested:
         for step in range(state.step, settings.steps):
@@ -172,11 +170,11 @@ def _step(
     loss = 0.0
     for batch in batches:
         piece = loss_of(batch) / num_tokens
-        piece.backward()  # type: ignore[no-untyped-call]
+        piece.backward()
         loss += piece.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).item()
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise Diverged(
+        raise DivergedError(
             f"training diverged: loss {loss}, gradient norm {grad_norm}; the last checkpoint is "
             "kept. Resume with a lower learning rate or a longer warm-up"
         )

@@ -36,8 +36,8 @@ _AUTHORS = (
 _SUBJECTS = (
     "dog", "cat", "bird", "bear", "rabbit", "fish", "frog", "duck", "horse", "mouse", "lion",
     "monkey", "ball", "car", "boat", "train", "tree", "flower", "garden", "park", "beach", "lake",
-    "forest", "castle", "princess", "king", "robot", "doll", "toy", "kite", "bike", "cake", "cookie",
-    "apple", "butterfly", "bee", "ant", "snake", "dragon", "fairy", "wizard", "farmer", "doctor",
+    "forest", "castle", "princess", "king", "robot", "doll", "toy", "kite", "bike", "cake",
+    "cookie", "apple", "butterfly", "bee", "ant", "snake", "dragon", "fairy", "wizard", "farmer", "doctor",
     "teacher", "truck", "airplane", "rain", "snow", "moon", "star", "hat", "dress", "book",
     "picture", "puzzle", "box", "key", "door", "house", "bridge", "rock", "river", "spider",
 )  # fmt: skip
@@ -79,7 +79,9 @@ def build_corpus(sources: Path, path: Path, *, seed: int = 1) -> None:
     stories = list(documents(sources / "tinystories-sample.txt", separator="<|endoftext|>"))
     corpus = stories * STORY_REPEATS
     corpus += [_story_dialog(s, generator) for s in stories * STORY_REPEATS]
-    facts = [fact for country in records(sources / "factbook.jsonl.zst") for fact in _facts(country)]
+    facts = [
+        fact for country in records(sources / "factbook.jsonl.zst") for fact in _facts(country)
+    ]
     corpus += [_dialog(*fact) for fact in facts * FACT_REPEATS]
     corpus += _books(sources)
     generator.shuffle(corpus)

@@ -1,0 +1,95 @@
+"""The command line: one table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+import click
+
+from puna import __version__
+
+
+class Entry(NamedTuple):
+    """A command: where it is (`module:function`), its line in the help, its group there."""
+
+    target: str
+    help: str
+    group: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "chat": Entry("puna.commands.chat:chat", "Talk with a model.", "Use"),
+    "complete": Entry("puna.commands.complete:complete", "Continue a text.", "Use"),
+    "list": Entry("puna.commands.list_models:list_models", "Models that Puna knows.", "Files"),
+    "info": Entry("puna.commands.info:info", "What a model file is.", "Files"),
+    "convert": Entry("puna.commands.convert:convert", "Rewrite a model in a format.", "Files"),
+    "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
+    "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
+}
+
+
+class LazyGroup(click.Group):
+    """Reads the table; imports a command when it is used, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].target.partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group in dict.fromkeys(entry.group for entry in COMMANDS.values()):
+            with formatter.section(group):
+                rows = [(n, entry.help) for n, entry in COMMANDS.items() if entry.group == group]
+                formatter.write_dl(rows)
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Try: puna chat. Each command has its own --help.",
+)
+@click.version_option(__version__, prog_name="puna", message="%(prog)s %(version)s")
+def puna() -> None:
+    """Puna: the whole Llama 2 system, from text to talking."""
+
+
+def main() -> None:
+    """The `puna` program. What a user can cause is one line on stderr and exit code 2."""
+    try:
+        puna.main(standalone_mode=False)
+    except click.UsageError as error:
+        usage = error.ctx.command_path if error.ctx else "puna"
+        _fail(f"{error.format_message()} (see {usage} --help)")
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        # A new line, so that the shell's prompt does not start behind half an answer.
+        click.echo(err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nothing more to say, and nothing to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "puna":
+            raise
+        _fail(f"this needs {error.name}, which is not installed: pip install 'puna[train]'")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}")
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"puna: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""The commands of `puna`, one file each; `puna.cli` has the table."""

@@ -1,0 +1,180 @@
+"""`puna chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from puna.chat import TAGS, Message, encode_dialog, fit
+from puna.commands.models import load, resolve
+from puna.commands.options import model_options, sampling_options
+from puna.engine.sampling import Sampling
+from puna.formats.files import atomic_file
+from puna.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from puna.model import Llama
+
+_MIN_ANSWER = 32  # tokens of the context that are kept free for the answer, at least
+
+
+@dataclass
+class Conversation:
+    """A dialog with a model; `ask` extends it."""
+
+    model: Llama
+    tokenizer: Tokenizer
+    sampling: Sampling
+    max_tokens: int
+    stops: Sequence[str]
+    dialog: list[Message] = field(default_factory=list)
+
+    def ask(self, text: str, say: Callable[[str], None]) -> int:
+        """Answers `text`, calling `say` with each piece; returns how many old turns were dropped.
+
+        Interrupted, it keeps what was said so far. Raises ValueError, the dialog unchanged, for
+        text that forges a tag or does not fit the context.
+        """
+        from puna.engine.generate import Completion
+
+        asked = [*self.dialog, Message("user", text)]
+        room = min(self.max_tokens, max(_MIN_ANSWER, self.model.config.context_length // 4))
+        kept, encoded = fit(self.tokenizer, asked, self.model.config.context_length - room)
+        # A tag that the model writes would forge a turn when it is read again: it ends the answer.
+        stops = (*TAGS, *self.stops)
+        answer = Completion(
+            self.model, self.tokenizer, encoded.ids, self.max_tokens, self.sampling, stops
+        )
+        try:
+            for piece in answer:
+                say(piece)
+        finally:
+            self.dialog = [*kept, Message("assistant", answer.text.strip())]
+        return (len(asked) - len(kept)) // 2
+
+    def reset(self) -> None:
+        """Forgets all turns; the system prompt stays."""
+        self.dialog = [message for message in self.dialog[:1] if message.role == "system"]
+
+    def set_system(self, text: str) -> None:
+        """Begins anew under another system prompt, or none. ValueError if it forges a tag."""
+        dialog = [Message("system", text)] if text else []
+        encode_dialog(self.tokenizer, [*dialog, Message("user", "")])
+        self.dialog = dialog
+
+
+@click.command()
+@model_options
+@sampling_options
+@click.option("--system", default="", metavar="TEXT", help="System prompt.")
+def chat(
+    model: str,
+    tokenizer: Path | None,
+    device: str,
+    dtype: str,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    system: str,
+) -> None:
+    """Talk with a model in Llama 2's chat format. /help lists what can be typed.
+
+    Reads standard input line by line where that is no terminal.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    checkpoint = resolve(model, tokenizer)
+    encoder = checkpoint.tokenizer()
+    network = load(checkpoint, device, dtype)
+    conversation = Conversation(network, encoder, sampling, max_tokens, stop)
+    conversation.set_system(system)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  # line editing and history for input()
+
+        click.secho(f"{model}: type a message, /help for commands, Ctrl-D to leave.", dim=True)
+    while (line := _read_line(interactive)) is not None:
+        if line.startswith("/"):
+            if not _command(conversation, line):
+                break
+        elif line.strip():
+            _answer(conversation, line)
+
+
+def _read_line(interactive: bool) -> str | None:
+    try:
+        return input("> " if interactive else "")
+    except EOFError:
+        if interactive:
+            click.echo()
+        return None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the message is not UTF-8 (byte {error.start})") from None
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    try:
+        dropped = conversation.ask(text, lambda piece: click.echo(piece, nl=False))
+        click.echo()
+        if dropped:
+            click.secho(f"({dropped} oldest turns no longer fit the context)", dim=True, err=True)
+    except KeyboardInterrupt:
+        click.secho("\n(stopped)", dim=True, err=True)
+    except ValueError as error:
+        click.echo(f"{error}", err=True)
+
+
+def _reset(conversation: Conversation, argument: str) -> None:
+    conversation.reset()
+    click.echo("The conversation begins anew.", err=True)
+
+
+def _system(conversation: Conversation, argument: str) -> None:
+    conversation.set_system(argument)
+    what = "A new system prompt" if argument else "No system prompt"
+    click.echo(f"{what}; the conversation begins anew.", err=True)
+
+
+def _save(conversation: Conversation, argument: str) -> None:
+    if not argument:
+        raise ValueError("give a file: /save conversation.json")
+    messages = [asdict(message) for message in conversation.dialog]
+    with atomic_file(Path(argument)) as file:
+        text = json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
+        file.write(f"{text}\n".encode())
+    click.echo(f"wrote {argument}", err=True)
+
+
+def _help(conversation: Conversation, argument: str) -> None:
+    for name, (_, text) in _COMMANDS.items():
+        click.echo(f"{name:<16}{text}", err=True)
+
+
+_COMMANDS: dict[str, tuple[Callable[[Conversation, str], None], str]] = {
+    "/reset": (_reset, "forget the conversation, keep the system prompt"),
+    "/system": (_system, "/system TEXT: begin anew under this system prompt (or none)"),
+    "/save": (_save, "/save FILE: write the conversation as JSON"),
+    "/help": (_help, "this; Ctrl-C stops an answer; Ctrl-D or /quit leaves"),
+}
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Does what `line` says; False to leave."""
+    name, _, argument = line.partition(" ")
+    if name in ("/quit", "/exit"):
+        return False
+    try:
+        if name not in _COMMANDS:
+            raise ValueError(f"no command {name}; /help lists them")
+        _COMMANDS[name][0](conversation, argument.strip())
+    except (ValueError, OSError) as error:
+        click.echo(f"{error}", err=True)
+    return True

@@ -1,0 +1,157 @@
+"""`puna pretrain`: trains a base model on text."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from puna.commands.models import named_vocabulary
+from puna.commands.progress import bar, training_bar
+from puna.config import PRESETS, preset
+from puna.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from puna.train.pretrain import PretrainConfig
+
+
+@click.command()
+@click.argument("texts", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--recipe", type=click.Choice(["cria"]),
+              help="A named run; TEXTS is then the one folder of its sources.")  # fmt: skip
+@click.option("--model", "-m", default="tiny", show_default=True,
+              help=f"Preset: {', '.join(PRESETS)}.")  # fmt: skip
+@click.option("--tokenizer", default="cria", show_default=True,
+              help="Tokenizer file, or a shipped model's.")  # fmt: skip
+@click.option("--context-length", type=int, help="Tokens of a window; the preset's by default.")
+@click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Windows a step.")
+@click.option("--micro-batch-size", type=int,
+              help="Windows at once; the gradient accumulates over the batch.")  # fmt: skip
+@click.option("--learning-rate", type=float, default=3e-4, show_default=True, help="Peak.")
+@click.option("--warmup-steps", type=int, help="A tenth of the steps, 2000 at most, by default.")
+@click.option("--weight-decay", type=float, default=0.1, show_default=True)
+@click.option("--grad-clip", type=float, default=1.0, show_default=True)
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--compile/--no-compile", default=False, show_default=True, help="torch.compile.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--held-out", type=int, default=16, show_default=True,
+              help="Windows kept from training, to evaluate on.")  # fmt: skip
+@click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
+@click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
+@click.option("--separator", help="Line that parts documents in a .txt file.")
+def pretrain(
+    texts: tuple[Path, ...],
+    out: Path,
+    resume: bool,
+    recipe: str | None,
+    model: str,
+    tokenizer: str,
+    context_length: int | None,
+    steps: int,
+    batch_size: int,
+    micro_batch_size: int | None,
+    learning_rate: float,
+    warmup_steps: int | None,
+    weight_decay: float,
+    grad_clip: float,
+    dtype: str,
+    compile: bool,
+    device: str,
+    seed: int,
+    held_out: int,
+    eval_every: int,
+    checkpoint_every: int,
+    separator: str | None,
+) -> None:
+    """Train a model on TEXTS (.txt, .jsonl, either also as .zst), with Llama 2's optimizer.
+
+    The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
+    a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
+    """
+    if resume:
+        _train(out)
+        return
+    if out.exists():
+        raise ValueError(f"{out} exists already; give --resume to go on with it")
+    if not texts:
+        raise ValueError("no texts to train on; give at least one file")
+    if recipe is not None:
+        _prepare_recipe(out, recipe, texts)
+        _train(out)
+        return
+
+    from puna.train.loop import Settings
+    from puna.train.pretrain import PretrainConfig
+
+    vocabulary = named_vocabulary(tokenizer)
+    shape = dataclasses.replace(preset(model), vocab_size=len(vocabulary))
+    if context_length is not None:
+        shape = dataclasses.replace(shape, context_length=context_length)
+    settings = Settings(
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup_steps=min(2000, steps // 10) if warmup_steps is None else warmup_steps,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        dtype=dtype,
+        compile=compile,
+        device=device,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+    )
+    config = PretrainConfig(
+        shape, settings, batch_size, micro_batch_size or batch_size, seed, held_out
+    )
+    _prepare(out, config, texts, vocabulary, separator)
+    _train(out)
+
+
+def _prepare_recipe(out: Path, recipe: str, texts: tuple[Path, ...]) -> None:
+    """The corpus and the tokenizer of a recipe, then its run."""
+    from puna.recipes import RECIPES
+
+    if len(texts) != 1 or not texts[0].is_dir():
+        raise ValueError(f"--recipe {recipe} takes one folder, that of its sources")
+    chosen = RECIPES[recipe]()
+    with tempfile.TemporaryDirectory() as temporary:
+        corpus = Path(temporary) / "corpus.jsonl"
+        click.echo("Building the corpus and its tokenizer", err=True)
+        chosen.build_corpus(texts[0], corpus)
+        _prepare(out, chosen.config(), (corpus,), chosen.tokenizer(corpus), None)
+
+
+def _prepare(
+    out: Path,
+    config: PretrainConfig,
+    texts: tuple[Path, ...],
+    vocabulary: Vocabulary,
+    separator: str | None,
+) -> None:
+    from puna.train.pretrain import prepare
+
+    with bar("Tokenizing", total=None) as advance:
+        prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
+
+
+def _train(out: Path) -> None:
+    from puna.train.checkpoints import checkpoint_path, steps_saved
+    from puna.train.plot import plot_loss
+    from puna.train.pretrain import pretrain as run_pretrain
+    from puna.train.pretrain import run_config
+
+    with training_bar(run_config(out).settings.steps) as (start, advance):
+        finished = run_pretrain(out, on_start=start, on_record=advance)
+    plot_loss(out)
+    newest = checkpoint_path(out, steps_saved(out)[-1])
+    if not finished:
+        click.echo(f"stopped at {newest.name}; go on with --out {out} --resume", err=True)
+        raise click.Abort
+    click.echo(f"trained: {newest}; losses in {out / 'log.jsonl'} and {out / 'loss.png'}", err=True)
+    click.echo(f"try it: puna complete --model {newest}", err=True)

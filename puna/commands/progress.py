@@ -1,0 +1,52 @@
+"""Progress bars on standard error, silent where that is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar over `total` things (unknown if None); call the yielded function for each one done."""
+    console = Console(stderr=True)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda: progress.advance(task)
+
+
+@contextlib.contextmanager
+def training_bar(
+    total: int,
+) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
+    """A bar over optimizer steps with loss and tokens/s: (begin at a step, one record done)."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total, loss="-", speed="-")
+
+        def start(step: int) -> None:
+            progress.reset(task, completed=step, loss="-", speed="-")
+
+        def advance(record: dict[str, Any]) -> None:
+            speed = f"{record['tokens_per_second']:,.0f}"
+            progress.update(
+                task, completed=record["step"], loss=f"{record['loss']:.3f}", speed=speed
+            )
+            if not console.is_terminal and (record["step"] == total or record["step"] % 50 == 0):
+                console.print(
+                    f"step {record['step']}/{total}  loss {record['loss']:.4f}  {speed} tokens/s",
+                    highlight=False,
+                )
+
+        yield start, advance
