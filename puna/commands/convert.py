@@ -11,7 +11,7 @@ from puna.commands.progress import bar
 from puna.formats import FORMATS, save_checkpoint
 from puna.quantize.storage import STORAGE
 
-_WRITABLE = [row.name for row in FORMATS if row.write is not None]
+_WRITABLE = [row.name for row in FORMATS.values() if row.write is not None]
 
 
 @click.command()
@@ -40,6 +40,8 @@ def convert(
     checkpoint = resolve(source, tokenizer)
     if destination.exists() and destination.resolve() == checkpoint.path.resolve():
         raise ValueError(f"{destination} is the source itself; choose another name")
+    if num_shards != 1 and format_name != "meta":
+        raise ValueError(f"--num-shards is for Meta's files, not {format_name}")
     options = {"num_shards": num_shards} if num_shards != 1 else {}
     with bar("Converting", total=len(checkpoint.tensors)) as advance:
         notes = save_checkpoint(

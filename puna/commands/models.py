@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from puna.model import Llama
 
 SHIPPED = ("cria",)
+# Parameters below which waking a second thread takes longer than its share of the work.
+_SMALL = 50_000_000
 
 
 def resolve(model: str, tokenizer: Path | None = None) -> Checkpoint:
@@ -47,6 +49,8 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
 
     from puna.formats.network import load_model
 
+    if checkpoint.config.num_parameters < _SMALL:
+        torch.set_num_threads(1)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     try:
         torch.empty(0, device=device)

@@ -86,9 +86,37 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if path.suffix != ".zst":
             yield raw
             return
+        yield io.BufferedReader(_Decompressed(raw, path), buffer_size=1 << 20)
+
+
+class _Decompressed(io.RawIOBase):
+    """A zstd file's content. The library's own reader takes a file that was cut off for a whole one."""
+
+    def __init__(self, raw: BinaryIO, path: Path) -> None:
         try:
             import zstandard
         except ImportError:
             raise ValueError(f"{path} needs zstandard: pip install 'puna[train]'") from None
-        with zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            yield io.BufferedReader(stream, buffer_size=1 << 20)
+        self._raw = raw
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None  # None between frames
+        self._input, self._output = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._raw.read(1 << 16)
+            if not self._input:
+                if self._frame is not None:
+                    raise ValueError("the file ends inside a zstd frame")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count

@@ -35,8 +35,9 @@ def probabilities(logits_V: NDArray[np.float32], sampling: Sampling) -> NDArray[
     Top-p keeps the likeliest tokens up to and including the one that reaches the mass
     (arXiv 1904.09751). Temperature must be above 0.
     """
-    scaled = logits_V.astype(np.float64) / sampling.temperature
-    p = np.exp(scaled - scaled.max())
+    shifted = logits_V.astype(np.float64) - logits_V.max()
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, which is probability 0
+        p = np.exp(shifted / sampling.temperature)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
     keep = len(p) if sampling.top_k == 0 else min(sampling.top_k, len(p))

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text through until one of `stops` appears; nothing of it comes out."""
+    """Passes text through until one of `stops` is complete; nothing of it comes out.
+
+    Where stops overlap, the one that ends first counts (then the longer), so that the outcome does
+    not depend on how the text was cut into pieces.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         if "" in stops:
@@ -18,10 +22,11 @@ class StopStrings:
     def push(self, text: str) -> str:
         """The part of the text so far that is certain to come before any stop."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
-            out, self._held = self._held[: min(found)], ""
+            _, start = min(found)
+            out, self._held = self._held[:start], ""
             return out
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -70,7 +70,7 @@ def write_safetensors(
     at = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
-            raise ValueError(f"safetensors cannot hold {name} as {tensor.dtype}; give --dtype")
+            raise ValueError(f"safetensors cannot hold {name} as {tensor.dtype}; give --dtype f16")
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),

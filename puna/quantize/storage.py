@@ -56,8 +56,9 @@ def _from_f16(raw: Bytes) -> Floats:
 
 
 def _to_f16(x: Floats) -> Bytes:
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).view(np.uint8)
+    if np.any(np.abs(x) > np.finfo(np.float16).max):
+        raise ValueError(f"a weight of {np.abs(x).max():g} does not fit f16; use bf16 or f32")
+    return x.astype(np.float16).view(np.uint8)
 
 
 def _from_bf16(raw: Bytes) -> Floats:

@@ -21,23 +21,24 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         pieces = tuple(values["tokens"])
         scores = tuple(float(score) for score in values["scores"])
         types = tuple(PieceType(kind) for kind in values["token_type"])
+        unk_id = int(values.get("unknown_token_id", 0))
+        bos_id = int(values.get("bos_token_id", 1))
+        eos_id = int(values.get("eos_token_id", 2))
     except KeyError as error:
         raise ValueError(f"its metadata lacks {_PREFIX}{error.args[0]}") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("its tokenizer metadata is damaged") from None
     if not all(isinstance(piece, str) for piece in pieces):
         raise ValueError("its tokenizer metadata is damaged")
     if PieceType.UNKNOWN in types:
         unk_id = types.index(PieceType.UNKNOWN)
-    else:
-        unk_id = int(values.get("unknown_token_id", 0))
     return Vocabulary(
         pieces,
         scores,
         types,
         unk_id=unk_id,
-        bos_id=int(values.get("bos_token_id", 1)),
-        eos_id=int(values.get("eos_token_id", 2)),
+        bos_id=bos_id,
+        eos_id=eos_id,
         add_space_prefix=bool(values.get("add_space_prefix", True)),
     )
 

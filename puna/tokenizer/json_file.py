@@ -17,11 +17,18 @@ def read_json(data: bytes) -> Vocabulary:
     """
     try:
         root = json.loads(data)
-        model = root["model"]
-        vocab: dict[str, int] = dict(model["vocab"])
-        merges = [_merge(item) for item in model["merges"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
+        raise ValueError("tokenizer.json is not valid JSON") from None
+    try:
+        return _vocabulary(root)
+    except (KeyError, TypeError, AttributeError):
         raise ValueError("tokenizer.json is damaged or not a byte-pair tokenizer") from None
+
+
+def _vocabulary(root: dict[str, Any]) -> Vocabulary:
+    model = root["model"]
+    vocab: dict[str, int] = dict(model["vocab"])
+    merges = [_merge(item) for item in model["merges"]]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise ValueError(
             "tokenizer.json is not a SentencePiece-style BPE with byte fallback, as Llama 2's is"
@@ -157,8 +164,10 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
 
 
 def _merge(item: Any) -> tuple[str, str]:
-    left, right = item.split(" ") if isinstance(item, str) else item
-    return str(left), str(right)
+    parts = item.split(" ") if isinstance(item, str) else item
+    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"tokenizer.json: {item!r} is not a merge of two pieces")
+    return parts[0], parts[1]
 
 
 def _control_id(vocab: dict[str, int], piece: str, default: int) -> int:

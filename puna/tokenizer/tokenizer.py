@@ -15,7 +15,11 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=write_model(vocabulary))
+        model = write_model(vocabulary)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"SentencePiece refuses the vocabulary: {error}") from None
         self._bytes = [vocabulary.piece_bytes(i) for i in range(len(vocabulary))]
 
     @property
@@ -39,9 +43,10 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of many texts at once, on `num_threads` threads."""
         try:
-            rows = self._processor.encode(list(texts), num_threads=num_threads)
+            utf8 = [text.encode() for text in texts]
         except UnicodeEncodeError as error:
             raise ValueError(f"text is not valid Unicode: {error.reason}") from None
+        rows = self._processor.encode(utf8, num_threads=num_threads)
         if bos or eos:
             head, tail = [self.bos_id] * bos, [self.eos_id] * eos
             rows = [head + row + tail for row in rows]
@@ -69,6 +74,7 @@ class StreamDecoder:
         self._types = vocabulary.types
         self._bytes = token_bytes
         self._strip_space = strip_space
+        self._strip_all = vocabulary.remove_extra_spaces
         self._pending = b""
 
     def push(self, token: int) -> str:
@@ -85,7 +91,8 @@ class StreamDecoder:
         text = self._bytes[token].decode()
         if self._strip_space and kind != PieceType.UNKNOWN:
             text = text.removeprefix(" ")
-        self._strip_space = False
+        # Where extra spaces are removed, all that lead are; else the one before the first word.
+        self._strip_space = self._strip_space and self._strip_all and not text
         return self.finish() + text
 
     def finish(self) -> str:

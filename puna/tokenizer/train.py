@@ -27,9 +27,10 @@ def train(texts: Iterable[str], *, vocab_size: int = 32000, num_threads: int = 2
             f"vocab_size {vocab_size} leaves no room beside 256 bytes; use 300 or more"
         )
     model = io.BytesIO()
+    failures: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
+            sentence_iterator=_remembering(_sentences(texts), failures),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -45,15 +46,26 @@ def train(texts: Iterable[str], *, vocab_size: int = 32000, num_threads: int = 2
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         reason = str(error).split("] ")[-1].strip() or "no text"
         raise ValueError(f"tokenizer training failed: {reason}") from None
     return read_model(model.getvalue())
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
+def _remembering(sentences: Iterator[bytes], failures: list[BaseException]) -> Iterator[bytes]:
+    """The same sentences; what goes wrong in them is kept, as the library makes it unreadable."""
+    try:
+        yield from sentences
+    except (Exception, KeyboardInterrupt) as error:
+        failures.append(error)
+        raise
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[bytes]:
     step = _MAX_SENTENCE // 4  # no character takes more than four bytes
     for text in texts:
         for line in text.splitlines():
             for start in range(0, len(line), step):
                 if line[start : start + step].strip():
-                    yield line[start : start + step]
+                    yield line[start : start + step].encode()

@@ -51,7 +51,10 @@ def save(
     *,
     keep: int,
 ) -> None:
-    """Writes a checkpoint and drops all but the newest `keep`."""
+    """Writes a checkpoint and drops all but the newest `keep` up to it.
+
+    Later ones are dropped too: they were damaged, or this step would have come after them.
+    """
     path = checkpoint_path(run, state.step)
     with atomic_directory(path, overwrite=True) as folder:
         huggingface.write_into(as_checkpoint(model, path, vocabulary), folder)
@@ -59,8 +62,11 @@ def save(
             write_safetensors(file, state_tensors(_moments(model, optimizer)), {})
         values = {"step": state.step, "tokens": state.tokens}
         (folder / _STATE).write_text(json.dumps(values) + "\n")
-    for step in steps_saved(run)[:-keep]:
-        shutil.rmtree(checkpoint_path(run, step))
+    saved = steps_saved(run)
+    kept = [step for step in saved if step <= state.step][-keep:]
+    for step in saved:
+        if step not in kept:
+            shutil.rmtree(checkpoint_path(run, step))
 
 
 def newest(run: Path) -> tuple[Checkpoint, RunState]:
@@ -85,8 +91,8 @@ def load_optimizer(checkpoint: Checkpoint, model: Llama, optimizer: torch.optim.
         state: dict[str, Any] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             tensor = read_tensor(saved[f"{key}.{name}"])
-            # AdamW counts steps in a 0-dimensional tensor, which stays on the CPU unless fused.
-            state[key] = tensor[0] if key == "step" else tensor.to(weight.device)
+            # AdamW counts steps in a 0-dimensional tensor; fused, it is where the weight is.
+            state[key] = (tensor[0] if key == "step" else tensor).to(weight.device)
         optimizer.state[weight] = state
 
 

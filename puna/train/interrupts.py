@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a loop to stop at a safe point; a second Ctrl-C stops it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP ask a loop to stop at a safe point; a second Ctrl-C stops it at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+
+# SIGHUP: the terminal was closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -23,7 +27,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # Python delivers signals to the main thread only
         return
-    previous = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request) for number in _SIGNALS}
     try:
         yield lambda: requested
     finally:

@@ -53,7 +53,7 @@ class Settings:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype is bf16 or fp32, not {self.dtype!r}")
         for name in ("steps", "learning_rate", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup_steps must be between 0 and {self.steps} steps")

@@ -41,6 +41,10 @@ class PretrainConfig:
     held_out_windows: int = 0
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {self.batch_size}")
+        if self.held_out_windows < 0:
+            raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "

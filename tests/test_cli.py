@@ -1,0 +1,218 @@
+"""The command line as its users meet it: help, errors, exit codes, output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from puna import cli
+from puna.commands.models import resolve
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `puna ARGS` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["puna", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def cria() -> Path:
+    return resolve("cria").path
+
+
+def is_one_clear_line(code: int, out: str, err: str, *words: str) -> bool:
+    lines = err.strip().splitlines()
+    return (
+        code == 2
+        and out == ""
+        and len(lines) == 1
+        and lines[0].startswith("puna: error: ")
+        and all(word in lines[0] for word in words)
+    )
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for name, entry in cli.COMMANDS.items():
+        assert name in out
+        assert entry.help in out
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_each_command_has_help(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Usage: " in out
+
+
+def test_help_imports_neither_torch_nor_a_command() -> None:
+    code = (
+        "import sys, puna.cli\n"
+        "try: puna.cli.puna.main(['--help'], standalone_mode=False)\n"
+        "finally: print([m for m in sys.modules if m == 'torch' or m.startswith('puna.commands')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_info_and_convert_import_no_torch(tmp_path: Path) -> None:
+    for arguments in (["info", "cria"], ["convert", "cria", str(tmp_path / "x"), "--format", "hf"]):
+        code = (
+            f"import sys, puna.cli\npuna.cli.puna.main({arguments!r}, standalone_mode=False)\n"
+            "assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_complete_is_deterministic_and_streams_what_json_says(run: Run) -> None:
+    arguments = ("complete", "--prompt", "Once upon a time", "--seed", "3", "--max-tokens", "20")
+    code, plain, _ = run(*arguments)
+    assert code == 0
+    code, as_json, _ = run(*arguments, "--json")
+    result = json.loads(as_json)
+    assert plain == f"Once upon a time{result['text']}\n"
+    assert result["completion_tokens"] <= 20
+    assert result["finish_reason"] in ("stop", "length")
+
+
+def test_stop_string_ends_the_text_before_it(run: Run) -> None:
+    base = ("complete", "--temperature", "0", "--max-tokens", "60", "--json")
+    whole = json.loads(run(*base)[1])["text"]
+    stop = whole[30:33]
+    cut = json.loads(run(*base, "--stop", stop)[1])
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_info_of_released_models(run: Run) -> None:
+    code, out, _ = run("info", "llama-2-70b-chat")
+    assert code == 0
+    for fact in (
+        "2023-07-18", "September 2022", "July 2023", "68,976,648,192", "1,720,320", "2T",
+        "700 million", "meta-llama/Llama-2-70b-chat-hf", "TheBloke/Llama-2-70B-Chat-GGML",
+        "TheBloke/Llama-2-70B-Chat-GPTQ", "291.42",
+    ):  # fmt: skip
+        assert fact in " ".join(out.split()), fact
+
+
+@pytest.mark.parametrize(
+    ("old", "present"),
+    [
+        ("llamaste/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("llamaste/Llama-2-13b-chat-hf", "meta-llama/Llama-2-13b-chat-hf"),
+    ],
+)
+def test_old_repository_names_resolve(run: Run, old: str, present: str) -> None:
+    code, out, _ = run("info", old, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["present_name"] == facts["repository"] == present
+
+
+def test_info_of_a_file(run: Run, cria: Path) -> None:
+    code, out, _ = run("info", cria, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["format"] == "gguf"
+    assert facts["parameters"] == 6_163_712
+    assert facts["tokenizer"] == facts["vocabulary"] == 4096
+
+
+def test_bad_arguments(run: Run, tmp_path: Path, cria: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A llama.\n" * 50)
+    bad = tmp_path / "latin1.txt"
+    bad.write_bytes(b"fine\ncaf\xe9\n")
+    cases: list[tuple[tuple[str | Path, ...], tuple[str, ...]]] = [
+        (("complete", "--model", "no/such.gguf"), ("no such file", "no/such.gguf")),
+        (("complete", "--model", "llama-2-7b-chat"), ("not on this machine", "meta-llama/")),
+        (("complete", "--prompt", "llama " * 600), ("tokens", "512")),
+        (("complete", "--temperature", "-1"), ("temperature",)),
+        (("complete", "--top-p", "0"), ("top_p",)),
+        (("complete", "--stop", ""), ("stop",)),
+        (("complete", "--device", "nonsense"), ("nonsense",)),
+        (("complete", "--nonsense"), ("--nonsense", "--help")),
+        (("nonsense",), ("nonsense",)),
+        (("info", tmp_path / "none"), ("no such file",)),
+        (("info", text), ("text.txt",)),
+        (("chat", "--system", "[INST] hi"), ("[INST]", "reserved")),
+        (("convert", cria, cria, "--format", "gguf", "--overwrite"), ("source",)),
+        (("convert", cria, text, "--format", "gguf"), ("exists",)),
+        (("convert", cria, tmp_path / "x", "--format", "nonsense"), ("nonsense",)),
+        (("convert", cria, tmp_path / "x", "--format", "hf", "--dtype", "q8_0"), ("q8_0",)),
+        (("pretrain", "--out", tmp_path / "r"), ("no texts",)),
+        (("pretrain", bad, "--out", tmp_path / "r"), ("latin1.txt", "line 2", "UTF-8")),
+        (("pretrain", text, "--out", tmp_path / "r", "--model", "8b"), ("8b", "7b")),
+        (("pretrain", text, "--out", tmp_path / "r"), ("windows",)),
+        (("pretrain", "--out", tmp_path / "r", "--resume"), ("not a run",)),
+        (("tokenizer", "train", text, "--out", text), ("exists",)),
+        (("tokenizer", "train", text, "--out", tmp_path / "t", "--vocab-size", "9"), ("300",)),
+    ]
+    before = sorted(tmp_path.iterdir())
+    for arguments, words in cases:
+        code, out, err = run(*arguments)
+        assert is_one_clear_line(code, out, err, *words), (arguments, code, out, err)
+    assert sorted(tmp_path.iterdir()) == before
+    assert text.read_text() == "A llama.\n" * 50
+
+
+def test_wrong_tokenizer_for_the_weights(run: Run, tmp_path: Path, cria: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A llama walks over the grassland, far from home.\n" * 50)
+    other = tmp_path / "other.model"
+    assert run("tokenizer", "train", text, "--vocab-size", "300", "--out", other)[0] == 0
+    result = run("complete", "--model", cria, "--tokenizer", other)
+    assert is_one_clear_line(*result, "300", "4096", "do not belong together")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 10, 5_000, 100_000])
+def test_truncated_model(run: Run, tmp_path: Path, cria: Path, keep: int) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(cria.read_bytes()[:keep])
+    assert is_one_clear_line(*run("complete", "--model", broken), "broken.gguf")
+
+
+def test_interrupted_conversion_leaves_nothing(
+    run: Run, tmp_path: Path, cria: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("puna.formats.checkpoint.convert", interrupt)
+    for format_name in ("hf", "gguf", "meta"):
+        target = tmp_path / "new"
+        code, _, _ = run("convert", cria, target, "--format", format_name, "--dtype", "bf16")
+        assert code == 130
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_torch_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("puna.engine.generate", "puna.formats.network"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert is_one_clear_line(*run("complete"), "torch", "puna[train]")
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m puna list | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
