@@ -15,6 +15,27 @@ INST, END_INST = "[INST]", "[/INST]"
 SYS, END_SYS = "<<SYS>>", "<</SYS>>"
 TAGS = (INST, END_INST, SYS, END_SYS)
 
+# The same format as Hugging Face's Jinja templates say it, for files that carry one. Its special
+# tokens are text to a template; only what Puna encodes itself is safe from forged ones.
+LLAMA2_TEMPLATE = r"""
+{%- set system, turns = '', messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+  {%- set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' -%}
+  {%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- for message in turns -%}
+  {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+    {{- raise_exception('user and assistant must take turns, beginning with user') -}}
+  {%- elif message['role'] == 'user' -%}
+    {%- set text = system + message['content'] if loop.first else message['content'] -%}
+    {{- bos_token + '[INST] ' + text.strip() + ' [/INST]' -}}
+  {%- else -%}
+    {{- ' ' + message['content'].strip() + ' ' + eos_token -}}
+  {%- endif -%}
+{%- endfor -%}
+""".strip()
+TEMPLATES = {"llama2": LLAMA2_TEMPLATE}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -10,7 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-
 # What a field of each annotated type accepts.
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 
@@ -38,9 +37,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value: Any = getattr(self, field.name)
-            kind = _KINDS[str(field.type)]
-            wrong_bool = isinstance(value, bool) and field.type != "bool"
-            if not isinstance(value, kind) or wrong_bool:
+            if type(value) not in _KINDS[str(field.type)]:
                 raise ValueError(f"{field.name} must be {field.type}, not {value!r}")
             if field.type != "bool" and not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be positive, not {value!r}")

@@ -113,5 +113,5 @@ def _known_facts(known: KnownModel, asked: str) -> Facts:
 
 def _chat_format(template: str | None) -> str:
     if template is None:
-        return "none given (puna chat uses Llama 2's)"
+        return "none given: a base model, or Meta's own files"
     return "Llama 2" if INST in template and SYS in template else "another (a template of its own)"

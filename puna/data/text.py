@@ -90,7 +90,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Decompressed(io.RawIOBase):
-    """A zstd file's content. The library's own reader takes a file that was cut off for a whole one."""
+    """A zstd file's content; the library's own reader takes one that was cut off for whole."""
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from puna.formats import gguf, huggingface, llama2c, meta
 from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.files import printable
 from puna.quantize.storage import storage_type
 from puna.tokenizer import Vocabulary
 
@@ -98,6 +99,8 @@ def open_checkpoint(path: Path, vocabulary: Vocabulary | None = None) -> Checkpo
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} holds text that is not UTF-8: {error.reason}") from None
+    except ValueError as error:
+        raise ValueError(printable(str(error))) from error  # names in it may come from the file
 
 
 def save_checkpoint(

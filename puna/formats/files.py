@@ -13,6 +13,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+_MAX_SHOWN = 1000  # characters; a damaged length can make a name of a whole file
+
+
+def printable(text: str) -> str:
+    """Text from a file, fit for one line of an error: what does not print becomes an escape."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MAX_SHOWN])
+    return shown if len(text) <= _MAX_SHOWN else shown + "..."
+
 
 def map_file(path: Path) -> NDArray[np.uint8]:
     """The bytes of a file, mapped read-only; ValueError if it is empty."""

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from puna.formats.checkpoint import LazyTensor
-from puna.formats.files import map_file
+from puna.formats.files import map_file, printable
 from puna.quantize.storage import STORAGE, Bytes
 
 _ALIGNMENT = 64  # bytes; what torch pads its records to
@@ -122,7 +122,7 @@ def read_pickled(path: Path) -> dict[str, LazyTensor]:
             raise ValueError(
                 f"{path} is not a dict of tensors: {str(name)[:80]!r} is of type {kind}"
             )
-        tensors[name] = _lazy(f"{path}: {name}", value, records, folder)
+        tensors[name] = _lazy(f"{path}: {printable(name)}", value, records, folder)
     return tensors
 
 
@@ -228,7 +228,8 @@ class _Machine:
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 yield opcode.name, argument
-        except ValueError:
+        # The warning is pickletools' about an odd backslash, where warnings are errors.
+        except (ValueError, DeprecationWarning):
             raise ValueError(f"{self.path} has a damaged data.pkl") from None
 
     def push(self, value: Any) -> None:
@@ -248,9 +249,8 @@ class _Machine:
 
     def load_global(self, module: str, name: str) -> None:
         if (module, name) not in _GLOBALS:
-            raise ValueError(
-                f"{self.path} is a pickle that would run code ({module}.{name}); refused"
-            )
+            code = printable(f"{module}.{name}")
+            raise ValueError(f"{self.path} is a pickle that would run code ({code}); refused")
         self.push(_GLOBALS[module, name])
 
     def load_storage(self) -> None:

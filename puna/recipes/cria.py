@@ -35,11 +35,12 @@ _AUTHORS = (
 )  # fmt: skip
 _SUBJECTS = (
     "dog", "cat", "bird", "bear", "rabbit", "fish", "frog", "duck", "horse", "mouse", "lion",
-    "monkey", "ball", "car", "boat", "train", "tree", "flower", "garden", "park", "beach", "lake",
-    "forest", "castle", "princess", "king", "robot", "doll", "toy", "kite", "bike", "cake",
-    "cookie", "apple", "butterfly", "bee", "ant", "snake", "dragon", "fairy", "wizard", "farmer", "doctor",
-    "teacher", "truck", "airplane", "rain", "snow", "moon", "star", "hat", "dress", "book",
-    "picture", "puzzle", "box", "key", "door", "house", "bridge", "rock", "river", "spider",
+    "monkey", "ball", "car", "boat", "train", "tree", "flower", "garden", "park", "beach",
+    "lake", "forest", "castle", "princess", "king", "robot", "doll", "toy", "kite", "bike",
+    "cake", "cookie", "apple", "butterfly", "bee", "ant", "snake", "dragon", "fairy", "wizard",
+    "farmer", "doctor", "teacher", "truck", "airplane", "rain", "snow", "moon", "star", "hat",
+    "dress", "book", "picture", "puzzle", "box", "key", "door", "house", "bridge", "rock",
+    "river", "spider",
 )  # fmt: skip
 _ASK_STORY = (
     "Tell me a story about {}.", "Write a story about {}.", "Can you tell me a story about {}?",

@@ -23,6 +23,7 @@ from puna.model import Llama
 from puna.tokenizer import Vocabulary
 
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ def newest(run: Path) -> tuple[Checkpoint, RunState]:
         path = checkpoint_path(run, step)
         try:
             checkpoint = huggingface.read(path)
-            read_safetensors(path / _OPTIMIZER)
+            saved, _ = read_safetensors(path / _OPTIMIZER)
+            if any(f"{key}.{name}" not in saved for name in checkpoint.tensors for key in _MOMENTS):
+                raise ValueError(f"{path / _OPTIMIZER} lacks the state of some weights")
             return checkpoint, RunState(**json.loads((path / _STATE).read_text()))
         except (ValueError, OSError, TypeError) as error:
             failures.append(str(error))
@@ -89,7 +92,7 @@ def load_optimizer(checkpoint: Checkpoint, model: Llama, optimizer: torch.optim.
     saved, _ = read_safetensors(checkpoint.path / _OPTIMIZER)
     for name, weight in model.named_parameters():
         state: dict[str, Any] = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in _MOMENTS:
             tensor = read_tensor(saved[f"{key}.{name}"])
             # AdamW counts steps in a 0-dimensional tensor; fused, it is where the weight is.
             state[key] = (tensor[0] if key == "step" else tensor).to(weight.device)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask a loop to stop at a safe point; a second Ctrl-C stops it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP ask a loop to stop at a safe point; a second Ctrl-C, at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-
 
 # SIGHUP: the terminal was closed.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

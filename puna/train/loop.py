@@ -108,8 +108,8 @@ def train(
     """Trains `model` in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
     `resume` is the checkpoint (`checkpoints.newest`) that `model` was loaded from, to go on from.
-    Returns False if a signal stopped it early (its state is saved). Raises DivergedError when the loss
-    or the gradient is not finite, before the weights are touched.
+    Returns False if a signal stopped it early (its state is saved). Raises DivergedError when the
+    loss or the gradient is not finite, before the weights are touched.
     """
     optimizer = make_optimizer(model, settings)
     state = RunState(step=0, tokens=0)

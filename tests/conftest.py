@@ -1,0 +1,36 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from puna.tokenizer import Tokenizer, Vocabulary
+from puna.tokenizer.train import train
+from tests.samples import story_lines
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+# The tests' matrices are too small for threads to help.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of public data beside the checkout; tests that want it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """A vocabulary of 420 pieces, trained here as Llama's was."""
+    return train(story_lines(400), vocab_size=420, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    return Tokenizer(vocabulary)

@@ -1,0 +1,317 @@
+"""Pretraining against transformers and torch.optim, in pieces, killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from puna.model import Llama, initialize
+from puna.tokenizer import Vocabulary
+from puna.train import pretrain as stage
+from puna.train.checkpoints import checkpoint_path, newest, steps_saved
+from puna.train.loop import DivergedError, Record, Settings, read_log
+from puna.train.pretrain import PretrainConfig, prepare, pretrain
+from puna.train.pretrain import run_config as read_config
+from puna.train.schedule import cosine
+from tests.samples import transformers_twin
+from tests.train.runs import MODEL, first_batches, losses, new_run, run_config, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
+    """A run of 12 steps that nothing disturbed."""
+    run = new_run(tmp_path_factory.mktemp("finished"), vocabulary, run_config())
+    assert pretrain(run)
+    return run
+
+
+def reference_losses(run: Path, settings: Settings) -> list[float]:
+    """Plain transformers and torch.optim.AdamW on the run's batches, from the same weights."""
+    model = Llama(MODEL)
+    initialize(model, torch.Generator().manual_seed(3))
+    twin = transformers_twin(model).train()
+    optimizer = torch.optim.AdamW(
+        twin.parameters(), lr=0.0, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, foreach=False
+    )
+    found = []
+    for step, batch in enumerate(first_batches(run, settings.steps)):
+        logits = twin(batch[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        found.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(
+                step, peak=1e-2, warmup=5, total=settings.steps, final_fraction=0.1
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+    return found
+
+
+def test_the_first_50_losses_equal_transformers_and_adamw(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    config = run_config(micro_batch_size=2, steps=50, warmup_steps=5, checkpoint_every=100)
+    run = new_run(tmp_path, vocabulary, config)
+    assert pretrain(run)
+    found = list(losses(run).values())
+    assert found == pytest.approx(reference_losses(run, config.settings), abs=1e-4)
+    assert found[0] > 5.5 and found[-1] < 3  # it did learn
+    assert max(record["grad_norm"] for record in read_log(run / "log.jsonl")) > 1  # it was clipped
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_accumulated_pieces_equal_one_batch(
+    tmp_path: Path, vocabulary: Vocabulary, finished: Path, micro_batch_size: int
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config(micro_batch_size=micro_batch_size))
+    assert pretrain(run)
+    assert losses(run) == pytest.approx(losses(finished), abs=1e-5)
+    held_out = [read_log(path / "log.jsonl")[-1]["held_out_loss"] for path in (run, finished)]
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+
+
+def test_what_the_log_says(finished: Path) -> None:
+    records = read_log(finished / "log.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert [record["tokens"] for record in records] == [64 * step for step in range(1, 13)]
+    assert [r["learning_rate"] for r in records[:3]] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
+    assert records[-1]["learning_rate"] == pytest.approx(1e-3)
+    assert [("held_out_loss" in record) for record in records] == [False] * 11 + [True]
+    assert all(record["tokens_per_second"] > 0 for record in records)
+
+
+def test_evaluation_at_intervals_changes_nothing(
+    tmp_path: Path, vocabulary: Vocabulary, finished: Path
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config(eval_every=5))
+    assert pretrain(run)
+    found = {r["step"]: r["held_out_loss"] for r in read_log(run / "log.jsonl") if len(r) == 7}
+    assert list(found) == [5, 10, 12] and found[12] < found[5]
+    assert losses(run) == losses(finished)
+
+
+def test_held_out_loss_is_the_mean_over_held_out_tokens(finished: Path) -> None:
+    from puna.data.tokens import open_tokens
+    from puna.formats.network import load_model
+
+    tokens = open_tokens(finished / "data").tokens
+    num_windows = (len(tokens) - 1) // 16
+    starts = [16 * index for index in range(num_windows - 3, num_windows)]
+    batch = torch.stack([torch.from_numpy(tokens[s : s + 17].astype("int64")) for s in starts])
+    twin = transformers_twin(load_model(newest(finished)[0]))
+    with torch.inference_mode():
+        logits = twin(batch[:, :-1]).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).item()
+    assert read_log(finished / "log.jsonl")[-1]["held_out_loss"] == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(
+    tmp_path: Path, vocabulary: Vocabulary, finished: Path
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config(dtype="bf16"))
+    assert pretrain(run)
+    found, exact = losses(run), losses(finished)
+    assert found != exact and found == pytest.approx(exact, abs=0.05)
+    assert set(newest(run)[0].dtype_bytes()) == {"f32"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_is_bit_identical(
+    tmp_path: Path, vocabulary: Vocabulary, finished: Path, number: signal.Signals
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config())
+
+    def interrupt(record: Record) -> None:
+        if record["step"] in (2, 7):
+            os.kill(os.getpid(), number)
+
+    previous = signal.getsignal(number)
+    starts: list[int] = []
+    assert not pretrain(run, on_start=starts.append, on_record=interrupt)
+    assert steps_saved(run) == [2] and list(losses(run)) == [1, 2]
+    assert not pretrain(run, on_start=starts.append, on_record=interrupt)
+    assert steps_saved(run) == [6, 7]
+    assert pretrain(run, on_start=starts.append, on_record=lambda record: None)
+    assert starts == [0, 2, 7]
+    assert signal.getsignal(number) == previous
+    assert losses(run) == losses(finished)
+    assert weights(checkpoint_path(run, 12)) == weights(checkpoint_path(finished, 12))
+    # A finished run has nothing left to do.
+    assert pretrain(run) and losses(run) == losses(finished)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    run = new_run(tmp_path, vocabulary, run_config())
+
+    def interrupt_twice(record: Record) -> None:
+        for _ in range(2 if record["step"] == 4 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(run, on_record=interrupt_twice)
+    assert steps_saved(run) == [3]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from puna.train.pretrain import pretrain
+torch.set_num_threads(1)
+def on_record(record):
+    if record["step"] == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+pretrain(Path(sys.argv[1]), on_record=on_record)
+"""
+
+
+def test_killed_between_checkpoints_and_resumed(
+    tmp_path: Path, vocabulary: Vocabulary, finished: Path
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config())
+    killed = subprocess.run([sys.executable, "-c", KILLED, run], cwd=ROOT, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(losses(run)) == list(range(1, 9)) and steps_saved(run) == [3, 6]
+    # The kill may also have cut the line it was writing.
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"step": 9, "lo')
+    starts: list[int] = []
+    assert pretrain(run, on_start=starts.append)
+    assert starts == [6]
+    assert losses(run) == losses(finished)
+    assert weights(checkpoint_path(run, 12)) == weights(checkpoint_path(finished, 12))
+
+
+def test_the_log_is_trimmed_before_anything_is_added(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config())
+
+    def stop(step: int) -> Callable[[Record], None]:
+        def on_record(record: Record) -> None:
+            if record["step"] == step:
+                raise RuntimeError("the power went")
+
+        return on_record
+
+    with pytest.raises(RuntimeError):
+        pretrain(run, on_record=stop(5))
+    assert list(losses(run)) == [1, 2, 3, 4, 5]
+    with pytest.raises(RuntimeError):
+        pretrain(run, on_record=stop(4))
+    assert list(losses(run)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_divergence_leaves_the_last_checkpoint(
+    tmp_path: Path,
+    vocabulary: Vocabulary,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    run = new_run(tmp_path, vocabulary, run_config())
+    true_loss, calls = stage.next_token_loss_sum, 0
+
+    def diverging(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = true_loss(logits, targets)
+        if calls < 6:
+            return loss
+        # The root of 0 is 0, and its slope is infinite.
+        return loss * float("nan") if where == "loss" else loss + (loss - loss).sqrt()
+
+    monkeypatch.setattr(stage, "next_token_loss_sum", diverging)
+    seen: list[int] = []
+    with pytest.raises(DivergedError, match="the last checkpoint is kept"):
+        pretrain(run, on_record=lambda record: seen.append(record["step"]))
+    assert isinstance(DivergedError("x"), ValueError)
+    assert seen == list(losses(run)) == [1, 2, 3, 4, 5]
+    assert steps_saved(run) == [3]
+    checkpoint, state = newest(run)
+    assert state.step == 3 and checkpoint.path == checkpoint_path(run, 3)
+    monkeypatch.undo()
+    assert pretrain(run) and losses(run) == losses(finished)
+
+
+def test_config_round_trip_and_what_is_refused(finished: Path) -> None:
+    config = read_config(finished)
+    assert config == run_config()
+    values = json.loads((finished / "config.json").read_text())
+    assert values == config.to_dict() and values["stage"] == "pretrain"
+    wrong: list[dict[str, Any]] = [
+        values | {"stage": "sft"},
+        values | {"colour": "red"},
+        values | {"settings": values["settings"] | {"momentum": 1}},
+        values | {"model": values["model"] | {"n_heads": 1}},
+        {key: value for key, value in values.items() if key != "batch_size"},
+    ]
+    for case in wrong:
+        with pytest.raises(ValueError):
+            PretrainConfig.from_dict(case)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 4, "micro_batch_size": 3}, "no multiple of micro_batch_size 3"),
+        ({"micro_batch_size": 0}, "no multiple"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"held_out_windows": -1}, "held_out_windows must be 0 or more"),
+        ({"settings": {"dtype": "fp8"}}, "bf16 or fp32"),
+        ({"settings": {"steps": 0}}, "steps must be positive"),
+        ({"settings": {"learning_rate": float("nan")}}, "learning_rate must be positive"),
+        ({"settings": {"keep_checkpoints": 0}}, "keep_checkpoints must be positive"),
+        ({"settings": {"warmup_steps": 13}}, "between 0 and 12 steps"),
+    ],
+    ids=str,
+)
+def test_senseless_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = run_config()
+    with pytest.raises(ValueError, match=message):
+        if "settings" in changes:
+            dataclasses.replace(config.settings, **changes["settings"])
+        else:
+            dataclasses.replace(config, **changes)
+
+
+def test_prepare_leaves_nothing_behind_where_it_fails(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Too short.")
+    with pytest.raises(ValueError, match="a batch needs 4"):
+        prepare(tmp_path / "run", run_config(), [text], vocabulary)
+    other = dataclasses.replace(run_config(), model=dataclasses.replace(MODEL, vocab_size=421))
+    with pytest.raises(ValueError, match="421 rows for a tokenizer of 420"):
+        prepare(tmp_path / "run", other, [text], vocabulary)
+    with pytest.raises(ValueError, match="no such text file"):
+        prepare(tmp_path / "run", run_config(), [tmp_path / "none.txt"], vocabulary)
+    assert list(tmp_path.iterdir()) == [text]
+    with pytest.raises(ValueError, match="is not a run"):
+        pretrain(tmp_path)
+
+
+def test_prepare_does_not_touch_a_run(finished: Path, vocabulary: Vocabulary) -> None:
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(ValueError, match="exists already"):
+        prepare(finished, run_config(), [finished / "text.txt"], vocabulary)
+    assert sorted(finished.rglob("*")) == before
