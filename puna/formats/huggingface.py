@@ -73,6 +73,8 @@ def parse_config(values: dict[str, Any], where: Path) -> ModelConfig:
         if values.get(key, fixed) != fixed:
             raise ValueError(f"{where}: {key} = {values[key]!r} is not supported")
     rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{where}: rope_parameters is not an object")
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: rope_type = {rope['rope_type']!r} is not supported")
     try:
@@ -169,10 +171,11 @@ def _read_shards(path: Path, index_path: Path, reader: _Reader) -> dict[str, Laz
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index_path} has no weight_map")
     tensors: dict[str, LazyTensor] = {}
-    for file_name in sorted(set(weight_map.values())):
-        # The name comes from a file that others wrote: it must stay in this folder.
+    # The names come from a file that others wrote: they must stay in this folder.
+    for file_name in weight_map.values():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise ValueError(f"{index_path} names a shard outside its folder: {file_name!r}")
+    for file_name in sorted(set(weight_map.values())):
         if not (path / file_name).is_file():
             raise ValueError(f"{path} lacks the shard {file_name}")
         tensors |= reader(path / file_name)

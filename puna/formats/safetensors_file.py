@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
         header = json.loads(data[8 : 8 + header_bytes].tobytes())
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
         entries = list(header.items())
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} has a damaged safetensors header") from None
     body = data[8 + header_bytes :]
     tensors = {name: _entry(path, name, entry, body) for name, entry in entries}
@@ -51,7 +51,7 @@ def _entry(path: Path, name: str, entry: Any, body: Bytes) -> LazyTensor:
         raise ValueError(f"{path}: the entry of {name} is damaged") from None
     if not all(type(n) is int and n >= 0 for n in whole) or not shape or 0 in shape:
         raise ValueError(f"{path}: {name} has an impossible shape or place")
-    if dtype_name not in _DTYPES:
+    if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
         raise ValueError(f"{path}: {name} is {dtype_name}; known are {', '.join(_DTYPES)}")
     kind = STORAGE[_DTYPES[dtype_name]]
     if end > len(body):

@@ -85,8 +85,8 @@ def _to_q8_0(x: Floats) -> Bytes:
     blocks = np.ascontiguousarray(x).reshape(-1, 32)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    scaled = blocks * inverse
-    q = (np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))).astype(np.int8)
+    scaled = (blocks * inverse).astype(np.float64)  # in f32, 0.49999997 + 0.5 would be 1
+    q = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int8)
     out = np.empty((len(blocks), 34), np.uint8)
     out[:, :2] = _to_f16(scale)
     out[:, 2:] = q.view(np.uint8)
