@@ -91,5 +91,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"puna: error: {' '.join(message.split())}", err=True)
+    # Text in it may come from a damaged file: nothing of that may steer the terminal.
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    click.echo(f"puna: error: {shown}", err=True)
     sys.exit(2)

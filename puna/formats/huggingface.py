@@ -228,9 +228,11 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     vocabulary = checkpoint.vocabulary
     if vocabulary is None:
         return
-    write_vocabulary(vocabulary, folder)
+    has_json = write_vocabulary(vocabulary, folder)
     config: dict[str, Any] = {
-        "tokenizer_class": "LlamaTokenizer",
+        # transformers 5's LlamaTokenizer drops a space that begins a text; this class reads
+        # tokenizer.json as it stands.
+        "tokenizer_class": "PreTrainedTokenizerFast" if has_json else "LlamaTokenizer",
         "bos_token": vocabulary.pieces[vocabulary.bos_id],
         "eos_token": vocabulary.pieces[vocabulary.eos_id],
         "unk_token": vocabulary.pieces[vocabulary.unk_id],

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from puna.formats.checkpoint import LazyTensor
 from puna.formats.files import map_file
 from puna.quantize.storage import STORAGE, Bytes
@@ -81,4 +83,4 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        file.write(tensor.read().data)
+        file.write(np.ascontiguousarray(tensor.read()).data)

@@ -42,11 +42,13 @@ def beside(folder: Path) -> Vocabulary | None:
     return None
 
 
-def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
-    """Writes `tokenizer.model` and, where it can say the same, `tokenizer.json`."""
+def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> bool:
+    """Writes `tokenizer.model` and, where it can say the same (then True), `tokenizer.json`."""
     (folder / "tokenizer.model").write_bytes(write_model(vocabulary))
-    if not vocabulary.charsmap and not vocabulary.remove_extra_spaces:
-        (folder / "tokenizer.json").write_bytes(write_json(vocabulary))
+    if vocabulary.charsmap or vocabulary.remove_extra_spaces:
+        return False
+    (folder / "tokenizer.json").write_bytes(write_json(vocabulary))
+    return True
 
 
 _READERS: dict[str, Callable[[bytes], Vocabulary]] = {

@@ -83,6 +83,8 @@ def _from_q8_0(raw: Bytes) -> Floats:
 def _to_q8_0(x: Floats) -> Bytes:
     """GGML's Q8_0: f16 scale max|x|/127, then 32 int8, rounded half away from zero."""
     blocks = np.ascontiguousarray(x).reshape(-1, 32)
+    if not np.isfinite(blocks).all():
+        raise ValueError("a weight is not a finite number, which q8_0 cannot hold")
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     scaled = (blocks * inverse).astype(np.float64)  # in f32, 0.49999997 + 0.5 would be 1

@@ -57,6 +57,8 @@ def save(
     Later ones are dropped too: they were damaged, or this step would have come after them.
     """
     path = checkpoint_path(run, state.step)
+    for unfinished in path.parent.glob(".step-*.partial*"):
+        shutil.rmtree(unfinished)  # what a kill in the middle of a save left behind
     with atomic_directory(path, overwrite=True) as folder:
         huggingface.write_into(as_checkpoint(model, path, vocabulary), folder)
         with open(folder / _OPTIMIZER, "xb") as file:

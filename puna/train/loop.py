@@ -52,7 +52,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype is bf16 or fp32, not {self.dtype!r}")
-        for name in ("steps", "learning_rate", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
+        ):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
