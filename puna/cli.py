@@ -66,6 +66,8 @@ def main() -> None:
     """The `puna` program. What a user can cause is one line on stderr and exit code 2."""
     try:
         puna.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
     except click.UsageError as error:
         usage = error.ctx.command_path if error.ctx else "puna"
         _fail(f"{error.format_message()} (see {usage} --help)")

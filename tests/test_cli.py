@@ -57,6 +57,13 @@ def test_help_lists_every_command(run: Run) -> None:
         assert entry.help in out
 
 
+@pytest.mark.parametrize("group", [(), ("tokenizer",)])
+def test_nothing_asked_is_help(run: Run, group: tuple[str, ...]) -> None:
+    code, out, err = run(*group)
+    assert (code, err) == (0, "")
+    assert out == run(*group, "--help")[1]
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_each_command_has_help(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
