@@ -171,6 +171,10 @@ def test_bad_arguments(run: Run, tmp_path: Path, cria: Path) -> None:
         (("pretrain", text, "--out", tmp_path / "r", "--model", "8b"), ("8b", "7b")),
         (("pretrain", text, "--out", tmp_path / "r"), ("windows",)),
         (("pretrain", "--out", tmp_path / "r", "--resume"), ("not a run",)),
+        (
+            ("pretrain", "--out", tmp_path / "r", "--resume", "--steps", "9"),
+            ("own config", "steps"),
+        ),
         (("tokenizer", "train", text, "--out", text), ("exists",)),
         (("tokenizer", "train", text, "--out", tmp_path / "t", "--vocab-size", "9"), ("300",)),
     ]

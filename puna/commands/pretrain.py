@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, training_bar
@@ -76,6 +77,7 @@ def pretrain(
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
     """
     if resume:
+        _only_out_is_given()
         _train(out)
         return
     if out.exists():
@@ -111,6 +113,19 @@ def pretrain(
     )
     _prepare(out, config, texts, vocabulary, separator)
     _train(out)
+
+
+def _only_out_is_given() -> None:
+    """ValueError if --resume came with options that the run's own config decides."""
+    context = click.get_current_context()
+    given = [
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if ignored := sorted(set(given) - {"out", "resume"}):
+        names = ", ".join(name.replace("_", "-") for name in ignored)
+        raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
 
 def _prepare_recipe(out: Path, recipe: str, texts: tuple[Path, ...]) -> None:

@@ -178,7 +178,7 @@ def _step(
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise DivergedError(
             f"training diverged: loss {loss}, gradient norm {grad_norm}; the last checkpoint is "
-            "kept. Resume with a lower learning rate or a longer warm-up"
+            "kept. Lower settings.learning_rate in the run's config.json and resume, or begin anew"
         )
     for group in optimizer.param_groups:
         group["lr"] = rate
