@@ -64,14 +64,13 @@ def random_model(config: ModelConfig, seed: int = 0) -> Llama:
     return model
 
 
-def transformers_twin(model: Llama) -> Any:
-    """The same network as Hugging Face's `LlamaForCausalLM`."""
+def transformers_network(config: ModelConfig) -> Any:
+    """Hugging Face's `LlamaForCausalLM` of the same shape, its weights its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = model.config
-    twin = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=config.dim,
             num_hidden_layers=config.num_layers,
@@ -87,6 +86,12 @@ def transformers_twin(model: Llama) -> Any:
             eos_token_id=2,
         )
     )
+
+
+def transformers_twin(model: Llama) -> Any:
+    """The same network as Hugging Face's `LlamaForCausalLM`."""
+    config = model.config
+    twin = transformers_network(config)
     weights = {HUGGINGFACE.foreign(name): w.clone() for name, w in model.state_dict().items()}
     missing, unexpected = twin.load_state_dict(weights, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if config.tied else [])

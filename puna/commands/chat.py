@@ -78,10 +78,7 @@ def chat(
     tokenizer: Path | None,
     device: str,
     dtype: str,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
+    sampling: Sampling,
     max_tokens: int,
     stop: tuple[str, ...],
     system: str,
@@ -90,7 +87,6 @@ def chat(
 
     Reads standard input line by line where that is no terminal.
     """
-    sampling = Sampling(temperature, top_k, top_p, seed)
     checkpoint = resolve(model, tokenizer)
     encoder = checkpoint.tokenizer()
     network = load(checkpoint, device, dtype)

@@ -28,17 +28,13 @@ def complete(
     tokenizer: Path | None,
     device: str,
     dtype: str,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
+    sampling: Sampling,
     max_tokens: int,
     stop: tuple[str, ...],
     echo: bool,
     as_json: bool,
 ) -> None:
     """Continue a text, printing it as it comes."""
-    sampling = Sampling(temperature, top_k, top_p, seed)
     checkpoint = resolve(model, tokenizer)
     encoder = checkpoint.tokenizer()
     if prompt == "-":

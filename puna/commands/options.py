@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from puna.engine.sampling import Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,8 +42,18 @@ def model_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-def sampling_options(function: F) -> F:
-    """`--temperature --top-k --top-p --seed --max-tokens --stop`: how text is drawn."""
+def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
+    """`--temperature --top-k --top-p --seed --max-tokens --stop`: how text is drawn.
+
+    The command gets the first four as one `sampling`.
+    """
+
+    @functools.wraps(function)
+    def command(
+        temperature: float, top_k: int, top_p: float, seed: int | None, **others: Any
+    ) -> None:
+        function(sampling=Sampling(temperature, top_k, top_p, seed), **others)
+
     return _all(
         click.option(
             "--temperature", type=float, default=0.6, show_default=True, help="0 is greedy."
@@ -55,7 +68,7 @@ def sampling_options(function: F) -> F:
         click.option(
             "--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeatable."
         ),
-    )(function)  # fmt: skip
+    )(command)  # fmt: skip
 
 
 def json_option(function: F) -> F:

@@ -30,15 +30,7 @@ def load_model(
     return model
 
 
-def as_checkpoint(
-    model: Llama,
-    path: Path,
-    vocabulary: Vocabulary | None,
-    *,
-    chat_template: str | None = None,
-    name: str = "",
-    license: str = "",
-) -> Checkpoint:
+def as_checkpoint(model: Llama, path: Path, vocabulary: Vocabulary | None) -> Checkpoint:
     """The live weights of a network as a checkpoint, for the formats to write."""
     return Checkpoint(
         format="network",
@@ -46,9 +38,6 @@ def as_checkpoint(
         config=model.config,
         tensors={key: _lazy(weight) for key, weight in model.named_parameters()},
         load_vocabulary=lambda: vocabulary,
-        chat_template=chat_template,
-        name=name,
-        license=license,
     )
 
 

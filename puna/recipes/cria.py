@@ -52,7 +52,7 @@ _GUTENBERG_END = re.compile(r"\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG|End of
 
 
 def config() -> PretrainConfig:
-    """The run: 16M tokens, about an hour on two cores."""
+    """The run: 16.4M tokens; docs/cria.md says how long it took."""
     settings = Settings(
         steps=2000,
         learning_rate=2e-3,

@@ -65,8 +65,8 @@ def _vocabulary(root: dict[str, Any]) -> Vocabulary:
         scores,
         tuple(types),
         unk_id=unk_id,
-        bos_id=_control_id(vocab, "<s>", 1),
-        eos_id=_control_id(vocab, "</s>", 2),
+        bos_id=vocab.get("<s>", 1),
+        eos_id=vocab.get("</s>", 2),
         add_space_prefix=_adds_space(root),
     )
 
@@ -168,10 +168,6 @@ def _merge(item: Any) -> tuple[str, str]:
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"tokenizer.json: {item!r} is not a merge of two pieces")
     return parts[0], parts[1]
-
-
-def _control_id(vocab: dict[str, int], piece: str, default: int) -> int:
-    return vocab.get(piece, default)
 
 
 def _adds_space(root: dict[str, Any]) -> bool:

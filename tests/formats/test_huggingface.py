@@ -25,12 +25,13 @@ from tests.formats.conftest import (
     make_checkpoint,
     truncated,
 )
+from tests.samples import transformers_network
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -44,20 +45,7 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def model_of(checkpoint: Checkpoint, dtype: str = "f32") -> Any:
     """transformers' own model with the checkpoint's weights, computing in `dtype`."""
     config = checkpoint.config
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.ffn_dim,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.context_length,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tied,
-        )
-    ).to(DTYPES[dtype])
+    model = transformers_network(config).to(DTYPES[dtype])
     model.load_state_dict(weights_of(checkpoint), strict=not config.tied)
     return model
 
