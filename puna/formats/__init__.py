@@ -9,7 +9,7 @@ from typing import Any
 
 from puna.formats import gguf, huggingface, llama2c, meta
 from puna.formats.checkpoint import Checkpoint, LazyTensor
-from puna.formats.files import printable
+from puna.formats.errors import printable
 from puna.quantize.storage import storage_type
 from puna.tokenizer import Vocabulary
 

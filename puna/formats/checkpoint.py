@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from puna.config import ModelConfig
+from puna.quantize.grouped import Grouped
 from puna.quantize.storage import STORAGE, Bytes, Floats, convert
 from puna.tokenizer import Tokenizer, Vocabulary
 
@@ -17,29 +18,43 @@ MAX_VOCAB_PADDING = 256  # rows that some trainers add to the embedding to round
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """The integers that a tensor's file holds: `label` says how (`gptq-4bit-128g`)."""
+
+    label: str
+    num_bytes: int
+    read: Callable[[], Grouped]
+
+
+@dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A tensor that is read when asked for.
 
     `shape` is the logical shape, `dtype` a name of `quantize.storage.STORAGE`; `read()` gives the
-    stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout.
+    stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout. Where
+    the file holds groups of integers, `packed` reads them, and `read()` what they stand for.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Bytes]
+    packed: Packed | None = None
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of what `read()` gives."""
         return STORAGE[self.dtype].num_bytes(self.shape)
 
     def read_float32(self) -> Floats:
         return STORAGE[self.dtype].dequantize(np.ascontiguousarray(self.read()))
 
-    def converted(self, dtype: str) -> LazyTensor:
-        """The same tensor, re-stored as `dtype` when read."""
-        if dtype == self.dtype:
+    def converted(self, dtype: str, importance: Floats | None = None) -> LazyTensor:
+        """The same tensor, re-stored as `dtype` when read; `importance` as in `StorageType`."""
+        if dtype == self.dtype and self.packed is None:
             return self
-        return replace(self, dtype=dtype, read=lambda: convert(self.read(), self.dtype, dtype))
+        return LazyTensor(
+            self.shape, dtype, lambda: convert(self.read(), self.dtype, dtype, importance)
+        )
 
     def watched(self, callback: Callable[[str], None], name: str) -> LazyTensor:
         """The same tensor, calling `callback(name)` after each read (progress bars)."""
@@ -49,11 +64,20 @@ class LazyTensor:
             callback(name)
             return raw
 
-        return replace(self, read=read)
+        packed = self.packed
+        if packed is None:
+            return replace(self, read=read)
+
+        def read_packed() -> Grouped:
+            grouped = packed.read()
+            callback(name)
+            return grouped
+
+        return replace(self, read=read, packed=replace(packed, read=read_packed))
 
     def reordered(self, reorder: Callable[[Bytes], Bytes]) -> LazyTensor:
         """The same tensor with its rows moved by `reorder` when read."""
-        return replace(self, read=lambda: reorder(self.read()))
+        return LazyTensor(self.shape, self.dtype, lambda: reorder(self.read()))
 
 
 @dataclass(frozen=True)
@@ -99,13 +123,17 @@ class Checkpoint:
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights as stored."""
-        return sum(tensor.num_bytes for tensor in self.tensors.values())
+        return sum(self.dtype_bytes().values())
 
     def dtype_bytes(self) -> dict[str, int]:
         """Storage type -> bytes of weights stored so, the largest first."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+            stored = tensor.packed
+            label, size = (
+                (stored.label, stored.num_bytes) if stored else (tensor.dtype, tensor.num_bytes)
+            )
+            sizes[label] = sizes.get(label, 0) + size
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 

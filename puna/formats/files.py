@@ -1,4 +1,4 @@
-"""Files on disk: mapped to read, written beside their final name and renamed when whole."""
+"""Files on disk: read piece by piece, written beside their final name and renamed when whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,13 +14,33 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_SHOWN = 1000  # characters; a damaged length can make a name of a whole file
+from puna.formats.errors import FormatError
 
 
-def printable(text: str) -> str:
-    """Text from a file, fit for one line of an error: what does not print becomes an escape."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MAX_SHOWN])
-    return shown if len(text) <= _MAX_SHOWN else shown + "..."
+class DataFile:
+    """An open file of which pieces are read when asked for; nothing is mapped or kept.
+
+    So memory is what the caller holds, and a file that shrinks meanwhile is an error, not a crash.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, begin: int, end: int, field: str = "data") -> NDArray[np.uint8]:
+        """Bytes [begin, end), in memory of their own; FormatError if the file ends before."""
+        if not 0 <= begin <= end <= self.size:
+            raise FormatError(self.path, field, begin, f"ends at {end} of a file of {self.size}")
+        out = np.empty(end - begin, np.uint8)
+        at = 0
+        while at < len(out):
+            count = os.preadv(self._descriptor, [out[at:].data], begin + at)
+            if count == 0:
+                raise FormatError(self.path, field, begin + at, "the file was cut off meanwhile")
+            at += count
+        return out
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from puna.formats.checkpoint import LazyTensor
-from puna.formats.files import map_file, printable
+from puna.formats.errors import printable
+from puna.formats.files import map_file
 from puna.quantize.storage import STORAGE, Bytes
 
 _ALIGNMENT = 64  # bytes; what torch pads its records to

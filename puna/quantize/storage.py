@@ -19,13 +19,17 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """One way to store numbers: `block_size` neighbours in a row share `block_bytes` bytes."""
+    """One way to store numbers: `block_size` neighbours in a row share `block_bytes` bytes.
+
+    `quantize(x, importance)` takes a float32 array (..., row length) and, or None, how much the
+    squared error of each column counts (row length,); types that round plainly ignore it.
+    """
 
     name: str
     block_size: int
     block_bytes: int
     dequantize: Callable[[Bytes], Floats]
-    quantize: Callable[[Floats], Bytes]
+    quantize: Callable[[Floats, Floats | None], Bytes]
 
     def row_bytes(self, row_length: int) -> int:
         """Bytes of a row; ValueError where blocks do not fill it exactly."""
@@ -47,7 +51,7 @@ def _from_f32(raw: Bytes) -> Floats:
     return raw.view(np.float32)
 
 
-def _to_f32(x: Floats) -> Bytes:
+def _to_f32(x: Floats, importance: Floats | None = None) -> Bytes:
     return np.ascontiguousarray(x).view(np.uint8)
 
 
@@ -55,7 +59,7 @@ def _from_f16(raw: Bytes) -> Floats:
     return raw.view(np.float16).astype(np.float32)
 
 
-def _to_f16(x: Floats) -> Bytes:
+def _to_f16(x: Floats, importance: Floats | None = None) -> Bytes:
     if np.any(np.abs(x) > np.finfo(np.float16).max):
         raise ValueError(f"a weight of {np.abs(x).max():g} does not fit f16; use bf16 or f32")
     return x.astype(np.float16).view(np.uint8)
@@ -65,7 +69,7 @@ def _from_bf16(raw: Bytes) -> Floats:
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def _to_bf16(x: Floats) -> Bytes:
+def _to_bf16(x: Floats, importance: Floats | None = None) -> Bytes:
     bits = np.ascontiguousarray(x).view(np.uint32)
     # Round to nearest, ties to even; a NaN keeps its top bits and stays a NaN.
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
@@ -80,7 +84,7 @@ def _from_q8_0(raw: Bytes) -> Floats:
     return values.reshape(*raw.shape[:-1], -1)
 
 
-def _to_q8_0(x: Floats) -> Bytes:
+def _to_q8_0(x: Floats, importance: Floats | None = None) -> Bytes:
     """GGML's Q8_0: f16 scale max|x|/127, then 32 int8, rounded half away from zero."""
     blocks = np.ascontiguousarray(x).reshape(-1, 32)
     if not np.isfinite(blocks).all():
@@ -113,8 +117,9 @@ def storage_type(name: str) -> StorageType:
     return STORAGE[name]
 
 
-def convert(raw: Bytes, source: str, target: str) -> Bytes:
+def convert(raw: Bytes, source: str, target: str, importance: Floats | None = None) -> Bytes:
     """Re-stores rows from one type as another; the same bytes where the types are the same."""
     if source == target:
         return raw
-    return STORAGE[target].quantize(STORAGE[source].dequantize(np.ascontiguousarray(raw)))
+    x = STORAGE[source].dequantize(np.ascontiguousarray(raw))
+    return STORAGE[target].quantize(x, importance)
