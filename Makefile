@@ -1,6 +1,7 @@
 # Everything a fresh machine needs: Python 3.11 or newer and make. `make demo` runs, `make check` tests.
 PYTHON ?= python3
 BIN := .venv/bin
+NATIVE := hatch_build.py puna/kernels/compiling.py $(wildcard puna/kernels/src/*)
 
 .PHONY: demo check format clean
 
@@ -24,10 +25,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Puna needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 
-.venv/train.done: $(BIN)/python pyproject.toml constraints.txt
+.venv/train.done: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@
 
-.venv/dev.done: $(BIN)/python pyproject.toml constraints.txt
+.venv/dev.done: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

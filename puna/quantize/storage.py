@@ -7,14 +7,25 @@ can be sliced, permuted and copied without knowing what is in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+from puna.kernels import native
+from puna.quantize.block_type import F16_MAX, BlockType
+from puna.quantize.block_type import Bytes as Bytes
+from puna.quantize.block_type import Floats as Floats
+from puna.quantize.blocks import BLOCKS
+from puna.quantize.k_quants import K_QUANTS
+
+# Weights that are re-stored at a time by a thread: their float32s stay near the processor.
+CHUNK = 1 << 18
+# The least that a column counts, of the mean: its weights must not become arbitrary.
+LEAST_IMPORTANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ def _from_f16(raw: Bytes) -> Floats:
 
 
 def _to_f16(x: Floats, importance: Floats | None = None) -> Bytes:
-    if np.any(np.abs(x) > np.finfo(np.float16).max):
+    if np.any(np.abs(x) > F16_MAX):
         raise ValueError(f"a weight of {np.abs(x).max():g} does not fit f16; use bf16 or f32")
     return x.astype(np.float16).view(np.uint8)
 
@@ -77,26 +88,61 @@ def _to_bf16(x: Floats, importance: Floats | None = None) -> Bytes:
     return np.where(np.isnan(x), nan, rounded).astype(np.uint16).view(np.uint8)
 
 
-def _from_q8_0(raw: Bytes) -> Floats:
-    blocks = raw.reshape(-1, 34)
-    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    values = blocks[:, 2:].view(np.int8).astype(np.float32) * scale
-    return values.reshape(*raw.shape[:-1], -1)
+def _dequantize(kind: BlockType, raw: Bytes) -> Floats:
+    num_blocks = math.prod(raw.shape) // kind.num_bytes
+    blocks = np.ascontiguousarray(raw).reshape(num_blocks, kind.num_bytes)
+    library = native.library()
+    if library is not None:
+        x = native.dequantize(library, kind.name, blocks, kind.size)
+    else:
+        with np.errstate(invalid="ignore"):  # what a damaged file has for scales
+            x = kind.dequantize(blocks)
+    return x.reshape(*raw.shape[:-1], raw.shape[-1] // kind.num_bytes * kind.size)
 
 
-def _to_q8_0(x: Floats, importance: Floats | None = None) -> Bytes:
-    """GGML's Q8_0: f16 scale max|x|/127, then 32 int8, rounded half away from zero."""
-    blocks = np.ascontiguousarray(x).reshape(-1, 32)
-    if not np.isfinite(blocks).all():
-        raise ValueError("a weight is not a finite number, which q8_0 cannot hold")
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    scaled = (blocks * inverse).astype(np.float64)  # in f32, 0.49999997 + 0.5 would be 1
-    q = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int8)
-    out = np.empty((len(blocks), 34), np.uint8)
-    out[:, :2] = _to_f16(scale)
-    out[:, 2:] = q.view(np.uint8)
-    return out.reshape(*x.shape[:-1], -1)
+def _quantize(kind: BlockType, x: Floats, importance: Floats | None = None) -> Bytes:
+    library = native.library()
+    length = x.shape[-1]
+    columns = None if importance is None else _relative(importance, length)
+    num_bytes = STORAGE[kind.name].row_bytes(length)
+    if library is not None:
+        _check_fits(native.largest(library, x), kind)
+        rows = x.reshape(math.prod(x.shape[:-1]), length)
+        stored = native.quantize(library, kind.name, rows, columns, num_bytes)
+    else:
+        _check_fits(_largest(x), kind)
+        blocks = np.ascontiguousarray(x).reshape(x.size // kind.size, kind.size)
+        weights = None
+        if columns is not None:
+            weights = np.broadcast_to(columns, x.shape).reshape(blocks.shape)
+        stored = kind.quantize(blocks, weights)
+    return stored.reshape(*x.shape[:-1], num_bytes)
+
+
+def _largest(x: Floats) -> float:
+    """The largest magnitude; they sort as their bits do, with NaN above infinity."""
+    bits = int((np.ascontiguousarray(x).view(np.uint32) & 0x7FFFFFFF).max(initial=0))
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _check_fits(largest: float, kind: BlockType) -> None:
+    """ValueError unless all weights are finite and none too large for the type."""
+    if not math.isfinite(largest):
+        raise ValueError(f"a weight is not a finite number, which {kind.name} cannot hold")
+    if largest > kind.limit:
+        raise ValueError(f"a weight of {largest:g} does not fit {kind.name}; use bf16 or f32")
+
+
+def _relative(importance: Floats, length: int) -> Floats:
+    """How much each column counts, its mean about 1 and none without weight."""
+    if importance.shape != (length,):
+        raise ValueError(f"importance has shape {importance.shape}, the rows {length} columns")
+    if not np.isfinite(importance).all() or importance.min() < 0:
+        raise ValueError("importance must be finite and not negative")
+    mean = importance.mean(dtype=np.float64)
+    if mean == 0:
+        return np.ones(length, np.float32)
+    return np.maximum(importance / mean, LEAST_IMPORTANCE).astype(np.float32)
 
 
 STORAGE: dict[str, StorageType] = {
@@ -105,7 +151,16 @@ STORAGE: dict[str, StorageType] = {
         StorageType("f32", 1, 4, _from_f32, _to_f32),
         StorageType("f16", 1, 2, _from_f16, _to_f16),
         StorageType("bf16", 1, 2, _from_bf16, _to_bf16),
-        StorageType("q8_0", 32, 34, _from_q8_0, _to_q8_0),
+        *(
+            StorageType(
+                kind.name,
+                kind.size,
+                kind.num_bytes,
+                partial(_dequantize, kind),
+                partial(_quantize, kind),
+            )
+            for kind in (*BLOCKS, *K_QUANTS)
+        ),
     )
 }
 
@@ -118,8 +173,37 @@ def storage_type(name: str) -> StorageType:
 
 
 def convert(raw: Bytes, source: str, target: str, importance: Floats | None = None) -> Bytes:
-    """Re-stores rows from one type as another; the same bytes where the types are the same."""
+    """Re-stores rows from one type as another; the same bytes where the types are the same.
+
+    Works on some rows at a time in as many threads as there are processors, so that float32 takes
+    little memory; the result does not depend on how many. ValueError as the types say.
+    """
     if source == target:
         return raw
-    x = STORAGE[source].dequantize(np.ascontiguousarray(raw))
-    return STORAGE[target].quantize(x, importance)
+    old, new = STORAGE[source], STORAGE[target]
+    length = raw.shape[-1] // old.block_bytes * old.block_size
+    rows = raw.reshape(math.prod(raw.shape[:-1]), raw.shape[-1])
+    out = np.empty((len(rows), new.row_bytes(length)), np.uint8)
+
+    def restore(part: slice) -> None:
+        x = old.dequantize(np.ascontiguousarray(rows[part]))
+        out[part] = new.quantize(x, importance)
+
+    parts = list(_chunks(len(rows), length))
+    with ThreadPoolExecutor(_num_processors()) as pool:
+        for _ in pool.map(restore, parts):
+            pass
+    return out.reshape(*raw.shape[:-1], out.shape[-1])
+
+
+def _chunks(num_rows: int, length: int) -> Iterator[slice]:
+    step = max(1, CHUNK // max(1, length))
+    for begin in range(0, num_rows, step):
+        yield slice(begin, begin + step)
+
+
+def _num_processors() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Native code for what numpy is too slow at. Nothing needs it: each kernel has its definition."""

@@ -1,0 +1,30 @@
+// What the processor can do, and a check of weights that all types share.
+
+#include "abi.h"
+
+// Which sources this library was made from.
+PUNA_EXPORT const char* puna_digest() { return PUNA_DIGEST; }
+
+// The best instruction set of those that libraries are built for: 0 any, 1 AVX2, 2 AVX-512.
+PUNA_EXPORT int puna_level() {
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    return avx2 && avx512 ? 2 : avx2 ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
+// The bits of the largest magnitude, which sort as the numbers do, NaN above infinity.
+PUNA_EXPORT uint32_t puna_largest(const uint32_t* x, int64_t count) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = x[i] & 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
