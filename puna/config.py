@@ -12,6 +12,15 @@ from typing import Any
 
 # What a field of each annotated type accepts.
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+_MAX_NUMBER = 2**62  # what any format's integers hold
+
+
+class ConfigError(ValueError):
+    """A shape that no Llama can have; `field` of ModelConfig is what is wrong with it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,7 @@ class ModelConfig:
 
     `dim` model width, `ffn_dim` width of the gated feed-forward, `num_kv_heads` heads of keys and
     values (fewer than `num_heads` in grouped-query attention), `tied` whether the output head is
-    the token embedding. Raises ValueError for shapes that no Llama can have.
+    the token embedding. Raises ConfigError for shapes that no Llama can have.
     """
 
     dim: int
@@ -38,16 +47,23 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             value: Any = getattr(self, field.name)
             if type(value) not in _KINDS[str(field.type)]:
-                raise ValueError(f"{field.name} must be {field.type}, not {value!r}")
+                raise ConfigError(field.name, f"{field.name} must be {field.type}, not {value!r}")
+            if field.type != "bool" and value > _MAX_NUMBER and value != float("inf"):
+                raise ConfigError(field.name, f"{field.name} is not plausible: {value!r}")
             if field.type != "bool" and not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be positive, not {value!r}")
+                raise ConfigError(field.name, f"{field.name} must be positive, not {value!r}")
         if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads")
+            raise ConfigError(
+                "num_heads", f"dim {self.dim} does not divide into {self.num_heads} heads"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head dimension {self.head_dim} is odd; rotary pairs need it even")
+            raise ConfigError(
+                "num_heads", f"head dimension {self.head_dim} is odd; rotary pairs need it even"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads"
+            raise ConfigError(
+                "num_kv_heads",
+                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads",
             )
 
     @property

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from puna.config import ModelConfig
+from puna.formats.errors import FormatError
+from puna.quantize.block_type import Bytes, Floats
 from puna.quantize.grouped import Grouped
-from puna.quantize.storage import STORAGE, Bytes, Floats, convert
+from puna.quantize.storage import STORAGE, convert
 from puna.tokenizer import Tokenizer, Vocabulary
 
 MAX_VOCAB_PADDING = 256  # rows that some trainers add to the embedding to round its size up
@@ -31,14 +33,16 @@ class LazyTensor:
     """A tensor that is read when asked for.
 
     `shape` is the logical shape, `dtype` a name of `quantize.storage.STORAGE`; `read()` gives the
-    stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout. Where
-    the file holds groups of integers, `packed` reads them, and `read()` what they stand for.
+    stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout and in
+    memory of its own. Where the file holds groups of integers, `packed` reads them, and `read()`
+    what they stand for. `place` is the file, and the byte in it that describes the tensor.
     """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Bytes]
     packed: Packed | None = None
+    place: tuple[Path, int] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -52,8 +56,11 @@ class LazyTensor:
         """The same tensor, re-stored as `dtype` when read; `importance` as in `StorageType`."""
         if dtype == self.dtype and self.packed is None:
             return self
-        return LazyTensor(
-            self.shape, dtype, lambda: convert(self.read(), self.dtype, dtype, importance)
+        return replace(
+            self,
+            dtype=dtype,
+            read=lambda: convert(self.read(), self.dtype, dtype, importance),
+            packed=None,
         )
 
     def watched(self, callback: Callable[[str], None], name: str) -> LazyTensor:
@@ -77,7 +84,7 @@ class LazyTensor:
 
     def reordered(self, reorder: Callable[[Bytes], Bytes]) -> LazyTensor:
         """The same tensor with its rows moved by `reorder` when read."""
-        return LazyTensor(self.shape, self.dtype, lambda: reorder(self.read()))
+        return replace(self, read=lambda: reorder(self.read()), packed=None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,10 @@ class Checkpoint:
                 f"{self.path} has no tokenizer beside it; put tokenizer.model there or give "
                 "--tokenizer"
             )
-        return Tokenizer(self.vocabulary)
+        try:
+            return Tokenizer(self.vocabulary)
+        except ValueError as error:
+            raise FormatError(self.path, "tokenizer", 0, str(error)) from None
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Checkpoint:
         return replace(self, load_vocabulary=lambda: vocabulary)
@@ -124,6 +134,14 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all weights as stored."""
         return sum(self.dtype_bytes().values())
+
+    @property
+    def main_dtype(self) -> str:
+        """The storage type of most bytes that reading all tensors gives."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+        return max(sizes, key=sizes.__getitem__)
 
     def dtype_bytes(self) -> dict[str, int]:
         """Storage type -> bytes of weights stored so, the largest first."""
@@ -138,32 +156,40 @@ class Checkpoint:
 
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
-    """ValueError unless `tensors` are exactly those of a Llama of this shape."""
+    """FormatError unless `tensors` are exactly those of a Llama of this shape."""
     if config.num_layers > len(tensors):  # before anything is made for each layer
-        raise ValueError(
-            f"{path} holds {len(tensors)} tensors; its config says {config.num_layers} layers"
+        raise FormatError(
+            path,
+            "tensors",
+            0,
+            f"there are {len(tensors)}; the config says {config.num_layers} layers",
         )
     expected = config.tensor_shapes()
     missing = [name for name in expected if name not in tensors]
     if missing:
-        raise ValueError(f"{path} lacks {_some(missing)}")
+        raise FormatError(path, missing[0], 0, f"the file lacks {_some(missing)}")
     unknown = [name for name in tensors if name not in expected]
     if unknown:
-        raise ValueError(f"{path} holds {_some(unknown)}, which a Llama of this shape has not")
+        where, at = tensors[unknown[0]].place or (path, 0)
+        problem = f"the file holds {_some(unknown)}, which a Llama of this shape has not"
+        raise FormatError(where, unknown[0], at, problem)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tensors[name].shape}, its config says {shape}"
-            )
+            where, at = tensors[name].place or (path, 0)
+            problem = f"has shape {tensors[name].shape}, the config says {shape}"
+            raise FormatError(where, name, at, problem)
 
 
 def check_vocabulary(config: ModelConfig, vocabulary: Vocabulary, path: Path) -> None:
-    """ValueError unless each piece has a row in the embedding (some padding rows may follow)."""
+    """FormatError unless each piece has a row in the embedding (some padding rows may follow)."""
     padding = config.vocab_size - len(vocabulary)
     if not 0 <= padding < MAX_VOCAB_PADDING:
-        raise ValueError(
-            f"{path}: the tokenizer has {len(vocabulary)} pieces, the weights have "
-            f"{config.vocab_size}; they do not belong together"
+        raise FormatError(
+            path,
+            "tokenizer",
+            0,
+            f"it has {len(vocabulary)} pieces, the weights have {config.vocab_size}; they do not "
+            "belong together",
         )
 
 

@@ -14,6 +14,7 @@ class FormatError(ValueError):
     """
 
     def __init__(self, path: Path, field: str, offset: int, problem: str) -> None:
+        field = field or "(no name)"
         super().__init__(printable(f"{path}: {field} (byte {offset}): {problem}"))
         self.path, self.field, self.offset, self.problem = path, field, offset, problem
 

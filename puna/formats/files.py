@@ -43,13 +43,6 @@ class DataFile:
         return out
 
 
-def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, mapped read-only; ValueError if it is empty."""
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty")
-    return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-
-
 @contextlib.contextmanager
 def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write that appears at `path` only once it is complete.

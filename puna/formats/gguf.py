@@ -5,33 +5,32 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The container i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from puna.config import ModelConfig
+from puna.config import ConfigError, ModelConfig
 from puna.formats import names, rotary
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.files import atomic_file
-from puna.formats.gguf_file import MAGIC, read_gguf, write_gguf
-from puna.tokenizer import PieceType, Vocabulary
-from puna.tokenizer.gguf import read_metadata, write_metadata
+from puna.formats.gguf_file import MAGIC, Header, write_gguf
+from puna.formats.gguf_split import read_whole
+from puna.tokenizer import Vocabulary
+from puna.tokenizer.gguf import PREFIX, read_metadata, write_metadata
+from puna.tokenizer.vocabulary import VocabularyError, padded
 
 NAME = "gguf"
 
-# Field of ModelConfig -> its key under `llama.`.
+# Field of ModelConfig -> its key.
 _KEYS = {
-    "dim": "embedding_length",
-    "num_layers": "block_count",
-    "num_heads": "attention.head_count",
-    "num_kv_heads": "attention.head_count_kv",
-    "ffn_dim": "feed_forward_length",
-    "context_length": "context_length",
-    "norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
+    "dim": "llama.embedding_length",
+    "num_layers": "llama.block_count",
+    "num_heads": "llama.attention.head_count",
+    "num_kv_heads": "llama.attention.head_count_kv",
+    "ffn_dim": "llama.feed_forward_length",
+    "context_length": "llama.context_length",
+    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_theta": "llama.rope.freq_base",
 }
 # Key -> the values (besides a missing one) with which it changes nothing.
 _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
@@ -41,10 +40,17 @@ _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
     "llama.expert_count": (0,),
     "general.type": ("model",),
 }
-# Storage type -> `general.file_type`, what the file is mostly (llama.cpp's LLAMA_FTYPE).
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_HEAD_DIMS = tuple(
+    f"llama.{key}" for key in ("rope.dimension_count", "attention.key_length",
+                               "attention.value_length")
+)  # fmt: skip
+# A storage type or mix -> `general.file_type`, what the file is mostly (llama.cpp's LLAMA_FTYPE).
+_FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
+    "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
+    "q5_k_m": 17, "q6_k": 18, "q2_k_s": 21, "bf16": 32,
+}  # fmt: skip
 _QUANTIZATION_VERSION = 2
-_PADDING_SCORE = -10000.0
 
 
 def detect(path: Path) -> bool:
@@ -55,79 +61,72 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Opens a file; ValueError if it is damaged, split, or no Llama that Puna knows."""
-    metadata, foreign = read_gguf(path)
-    config = _parse_config(metadata, foreign, path)
+    """Opens a file, or all parts of a split one; FormatError for damage and other models."""
+    header, foreign = read_whole(path)
+    config = _parse_config(header, foreign)
     tensors = {names.GGUF.canonical(name) or name: tensor for name, tensor in foreign.items()}
     return Checkpoint(
         format=NAME,
         path=path,
         config=config,
         tensors=rotary.half_split(tensors, config),
-        load_vocabulary=lambda: _load_vocabulary(metadata, path),
-        chat_template=_text(metadata, "tokenizer.chat_template") or None,
-        name=_text(metadata, "general.name"),
-        license=_text(metadata, "general.license"),
+        load_vocabulary=lambda: _load_vocabulary(header, config.vocab_size),
+        chat_template=_text(header, "tokenizer.chat_template") or None,
+        name=_text(header, "general.name"),
+        license=_text(header, "general.license"),
     )
 
 
-def _parse_config(
-    metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor], path: Path
-) -> ModelConfig:
+def _parse_config(header: Header, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
+    metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise ValueError(f"{path} is of architecture {architecture!r}, not 'llama'")
-    num_parts = metadata.get("split.count", 1)
-    if num_parts not in (0, 1):
-        raise ValueError(
-            f"{path} is one of {num_parts} parts; split GGUF files are not supported yet: join "
-            "them with llama-gguf-split --merge"
-        )
+        problem = f"the model is of architecture {architecture!r}, not 'llama'"
+        raise header.error("general.architecture", problem)
     for key, neutral in _NEUTRAL_KEYS.items():
-        if key in metadata and metadata[key] not in neutral:
-            raise ValueError(f"{path}: {key} = {metadata[key]!r} is not supported")
+        value = metadata.get(key, neutral[0])
+        if not isinstance(value, int | float | str) or value not in neutral:
+            raise header.error(key, f"{key} = {value!r} is not supported")
     if "rope_freqs.weight" in tensors:
-        raise ValueError(f"{path} scales its rotary frequencies, which is not supported")
+        problem = "the file scales its rotary frequencies, which is not supported"
+        raise header.error("rope_freqs.weight", problem)
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise ValueError(f"{path} lacks token_embd.weight; does it hold only a tokenizer?")
-    values: dict[str, Any] = {field: metadata.get(f"llama.{key}") for field, key in _KEYS.items()}
+        problem = "the file lacks it; does it hold only a tokenizer?"
+        raise header.error("token_embd.weight", problem)
+    values: dict[str, Any] = {field: metadata.get(key) for field, key in _KEYS.items()}
     if values["num_kv_heads"] is None:
         values["num_kv_heads"] = values["num_heads"]
     if values["rope_theta"] is None:
         values["rope_theta"] = 10000.0
-    if missing := [f"llama.{_KEYS[field]}" for field, value in values.items() if value is None]:
-        raise ValueError(f"{path} lacks the keys {', '.join(missing)}")
-    for field in ("norm_eps", "rope_theta"):
-        if isinstance(values[field], float):
-            # The decimal that was meant: as an f32, 1e-5 is 9.99999974737875e-06.
-            values[field] = float(str(np.float32(values[field])))
+    if missing := [_KEYS[field] for field, value in values.items() if value is None]:
+        raise header.error(missing[0], f"the file lacks the keys {', '.join(missing)}")
     try:
         config = ModelConfig(
             **values, vocab_size=embedding.shape[0], tied="output.weight" not in tensors
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        if metadata.get(f"llama.{key}", config.head_dim) != config.head_dim:
-            raise ValueError(
-                f"{path}: llama.{key} = {metadata[f'llama.{key}']!r} is not supported; its heads "
-                f"have {config.head_dim} dimensions"
-            )
+    except ConfigError as error:
+        raise header.error(_KEYS.get(error.field, error.field), str(error)) from None
+    for key in _HEAD_DIMS:
+        value = metadata.get(key, config.head_dim)
+        if type(value) is not int or value != config.head_dim:
+            problem = f"{value!r} is not supported; the heads have {config.head_dim} dimensions"
+            raise header.error(key, problem)
     return config
 
 
-def _load_vocabulary(metadata: Mapping[str, Any], path: Path) -> Vocabulary | None:
-    if not any(key.startswith("tokenizer.ggml.") for key in metadata):
+def _load_vocabulary(header: Header, most: int) -> Vocabulary | None:
+    """The tokenizer in the file, of `most` pieces or fewer; None where it has none."""
+    if not any(key.startswith(PREFIX) for key in header.metadata):
         return None
     try:
-        return read_metadata(metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        return read_metadata(header.metadata, most)
+    except VocabularyError as error:
+        raise header.error(error.field, str(error)) from None
 
 
-def _text(metadata: Mapping[str, Any], key: str) -> str:
-    value = metadata.get(key)
+def _text(header: Header, key: str) -> str:
+    value = header.metadata.get(key)
     return value if isinstance(value, str) else ""
 
 
@@ -137,8 +136,12 @@ def write(
     *,
     overwrite: bool = False,
     on_tensor: Callable[[str], None] = lambda name: None,
+    file_type: str | None = None,
 ) -> None:
-    """Writes a file that llama.cpp loads. Norms become F32, which its kernels need."""
+    """Writes a file that llama.cpp loads. Norms become F32, which its kernels need.
+
+    `file_type` is the name of the mix that the tensors are in, None if they are all in one type.
+    """
     config = checkpoint.config
     tensors = {
         names.GGUF.foreign(name): (
@@ -146,14 +149,14 @@ def write(
         ).watched(on_tensor, name)
         for name, tensor in rotary.interleaved(checkpoint.tensors, config).items()
     }
-    metadata = _metadata(checkpoint)
+    metadata = _metadata(checkpoint, file_type)
     with atomic_file(path, overwrite=overwrite) as file:
         write_gguf(file, metadata, tensors)
 
 
-def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+def _metadata(checkpoint: Checkpoint, file_type: str | None = None) -> dict[str, Any]:
     config = checkpoint.config
-    main_dtype = next(iter(checkpoint.dtype_bytes()))
+    name = file_type or checkpoint.main_dtype
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "general.type": "model",
@@ -162,28 +165,17 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.license:
         metadata["general.license"] = checkpoint.license
     metadata |= {
-        "general.file_type": _FILE_TYPES[main_dtype],
+        "general.file_type": _FILE_TYPES[name if name in _FILE_TYPES else f"{name}_s"],
         "general.quantization_version": _QUANTIZATION_VERSION,
-        **{f"llama.{key}": getattr(config, field) for field, key in _KEYS.items()},
+        **{key: getattr(config, field) for field, key in _KEYS.items()},
         "llama.rope.dimension_count": config.head_dim,
         "llama.vocab_size": config.vocab_size,
     }
     # A whole number is an int to JSON and a float to llama.cpp.
     for field in ("norm_eps", "rope_theta"):
-        metadata[f"llama.{_KEYS[field]}"] = float(getattr(config, field))
+        metadata[_KEYS[field]] = float(getattr(config, field))
     if checkpoint.vocabulary is not None:
-        metadata |= write_metadata(_padded(checkpoint.vocabulary, config.vocab_size))
+        metadata |= write_metadata(padded(checkpoint.vocabulary, config.vocab_size))
     if checkpoint.chat_template:
         metadata["tokenizer.chat_template"] = checkpoint.chat_template
     return metadata
-
-
-def _padded(vocabulary: Vocabulary, size: int) -> Vocabulary:
-    """The vocabulary with an unused piece for each padding row: llama.cpp wants one per row."""
-    padding = size - len(vocabulary)
-    return dataclasses.replace(
-        vocabulary,
-        pieces=(*vocabulary.pieces, *(f"[PAD{i}]" for i in range(len(vocabulary), size))),
-        scores=(*vocabulary.scores, *(_PADDING_SCORE for _ in range(padding))),
-        types=(*vocabulary.types, *(PieceType.UNUSED for _ in range(padding))),
-    )

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from puna.config import ModelConfig, ffn_dim
+from puna.config import ConfigError, ModelConfig, ffn_dim
 from puna.formats import rotary
 from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.errors import FormatError
 from puna.formats.files import atomic_directory
-from puna.formats.huggingface import read_json
+from puna.formats.json_text import JsonObject, read_json
 from puna.formats.pickled import read_pickled, write_pickled
 from puna.formats.vocabularies import beside, load_vocabulary
-from puna.quantize.storage import STORAGE, Bytes
+from puna.quantize.block_type import Bytes
+from puna.quantize.storage import STORAGE
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import write_model
 
@@ -36,6 +38,18 @@ _SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 _MAX_SHARDS = 100
 _MAX_INTEGER = 1 << 24
 
+# Field of ModelConfig -> its key; the feed-forward width follows from two others.
+_KEYS = {
+    "dim": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "num_kv_heads": "n_kv_heads",
+    "ffn_dim": "multiple_of",
+    "vocab_size": "vocab_size",
+    "context_length": "max_seq_len",
+    "norm_eps": "norm_eps",
+    "rope_theta": "rope_theta",
+}
 # params.json's keys and, for those that may be left out, Meta's defaults.
 _REQUIRED = ("dim", "n_heads", "n_layers")
 _INTEGERS = (*_REQUIRED, "n_kv_heads", "multiple_of", "vocab_size", "max_seq_len")
@@ -55,8 +69,9 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Opens a folder; ValueError if it is damaged, incomplete or not a Llama 1 or 2."""
-    params = _read_params(path / "params.json")
+    """Opens a folder; FormatError if it is damaged, incomplete or not a Llama 1 or 2."""
+    given = read_json(path / "params.json")
+    params = _complete(given)
     tensors = _read_shards(path)
     notes = []
     context_length = params["max_seq_len"]
@@ -65,30 +80,30 @@ def read(path: Path) -> Checkpoint:
         notes.append(f"context length {context_length} assumed: params.json does not say")
     embedding = tensors.get("tok_embeddings.weight")
     if embedding is None or embedding.shape[-1] != params["dim"]:
-        raise ValueError(
-            f"{path}: the shards' parts of tok_embeddings do not add up to dim {params['dim']}; "
-            "is a shard missing?"
+        where, at = (embedding.place if embedding else None) or (path, 0)
+        problem = (
+            f"the shards' parts of it do not add up to dim {params['dim']}; is a shard missing?"
         )
+        raise FormatError(where, "tok_embeddings.weight", at, problem)
     vocab_size = embedding.shape[0] if params["vocab_size"] == -1 else params["vocab_size"]
+    width = ffn_dim(
+        params["dim"], multiple_of=params["multiple_of"], multiplier=params["ffn_dim_multiplier"]
+    )
     try:
         config = ModelConfig(
             dim=params["dim"],
             num_layers=params["n_layers"],
             num_heads=params["n_heads"],
             num_kv_heads=params["n_kv_heads"] or params["n_heads"],
-            ffn_dim=ffn_dim(
-                params["dim"],
-                multiple_of=params["multiple_of"],
-                multiplier=params["ffn_dim_multiplier"],
-            ),
+            ffn_dim=width,
             vocab_size=vocab_size,
             context_length=context_length,
             norm_eps=params["norm_eps"],
             rope_theta=params["rope_theta"],
             tied="output.weight" not in tensors,
         )
-    except ValueError as error:
-        raise ValueError(f"{path / 'params.json'}: {error}") from None
+    except ConfigError as error:
+        raise given.error(_KEYS[error.field], str(error)) from None
     return Checkpoint(
         format=NAME,
         path=path,
@@ -104,13 +119,12 @@ def _assumed_context(norm_eps: float) -> int:
     return 2048 if norm_eps == 1e-6 else 4096
 
 
-def _read_params(path: Path) -> dict[str, Any]:
-    """params.json with defaults filled in; ValueError unless each value is of its kind."""
-    given = read_json(path)
+def _complete(given: JsonObject) -> dict[str, Any]:
+    """params.json with defaults filled in; FormatError unless each value is of its kind."""
     if unknown := sorted(set(given) - set(_DEFAULTS) - set(_REQUIRED)):
-        raise ValueError(f"{path} has unknown keys {unknown}; is it newer than Llama 2?")
+        raise given.error(unknown[0], f"unknown keys {unknown}; is the file newer than Llama 2?")
     if missing := [key for key in _REQUIRED if key not in given]:
-        raise ValueError(f"{path} lacks {missing}")
+        raise given.error(missing[0], f"the file lacks {missing}")
     params = _DEFAULTS | given
     for key, value in params.items():
         if value is None and _DEFAULTS.get(key, 0) is None:
@@ -120,7 +134,7 @@ def _read_params(path: Path) -> dict[str, Any]:
         kinds = int if key in _INTEGERS else (int, float)
         right = isinstance(value, kinds) and not isinstance(value, bool)
         if not right or not 0 < value <= _MAX_INTEGER:
-            raise ValueError(f"{path}: {key} = {value!r} is not plausible")
+            raise given.error(key, f"{key} = {value!r} is not plausible")
     return params
 
 
@@ -138,14 +152,18 @@ def _read_shards(path: Path) -> dict[str, LazyTensor]:
     numbers = {int(m[1]) for file in path.iterdir() if (m := _SHARD.fullmatch(file.name))}
     for number in range(max(numbers, default=0)):
         if number not in numbers:
-            raise ValueError(f"{path} lacks the shard consolidated.{number:02}.pth")
+            raise FormatError(
+                path, f"consolidated.{number:02}.pth", 0, "the folder lacks this shard"
+            )
     shards = [read_pickled(path / f"consolidated.{n:02}.pth") for n in sorted(numbers)]
     if not shards:
-        raise ValueError(f"{path} holds no consolidated.00.pth")
+        raise FormatError(path, "consolidated.00.pth", 0, "the folder lacks it")
     for number, shard in enumerate(shards):
         shard.pop(_IGNORED, None)
         if odd := sorted(set(shard) ^ set(shards[0])):
-            raise ValueError(f"{path}: {odd[0]} is not in both shard 00 and shard {number:02}")
+            where, at = (shard | shards[0])[odd[0]].place or (path, 0)
+            problem = f"it is not in both shard 00 and shard {number:02}"
+            raise FormatError(where, odd[0], at, problem)
     return {name: _joined(path, name, [shard[name] for shard in shards]) for name in shards[0]}
 
 
@@ -157,7 +175,8 @@ def _joined(path: Path, name: str, parts: list[LazyTensor]) -> LazyTensor:
         return first
     alike = all((part.shape, part.dtype) == (first.shape, first.dtype) for part in parts)
     if len(first.shape) != 2 or not alike:
-        raise ValueError(f"{path}: the shards' parts of {name} do not fit together")
+        where, at = first.place or (path, 0)
+        raise FormatError(where, name, at, "the shards' parts of it do not fit together")
     shape = list(first.shape)
     shape[axis] *= len(parts)
 
@@ -165,7 +184,7 @@ def _joined(path: Path, name: str, parts: list[LazyTensor]) -> LazyTensor:
         # Stored rows are bytes, which join along either axis as the numbers in them do.
         return np.concatenate([part.read() for part in parts], axis=axis)
 
-    return LazyTensor(tuple(shape), first.dtype, join)
+    return LazyTensor(tuple(shape), first.dtype, join, place=first.place)
 
 
 def write(

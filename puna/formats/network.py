@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.model import Llama, empty
-from puna.quantize.storage import STORAGE, Bytes
+from puna.quantize.block_type import Bytes
+from puna.quantize.storage import STORAGE
 from puna.tokenizer import Vocabulary
 
 _TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -24,7 +24,7 @@ def load_model(
     """The network with the checkpoint's weights, tensor by tensor: never two copies of them."""
     model = empty(checkpoint.config)
     for name in checkpoint.config.tensor_shapes():
-        weight = _read(checkpoint.tensors[name]).to(device=device, dtype=dtype, copy=True)
+        weight = read_tensor(checkpoint.tensors[name]).to(device=device, dtype=dtype)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))
     return model
@@ -47,18 +47,10 @@ def state_tensors(tensors: dict[str, Tensor]) -> dict[str, LazyTensor]:
 
 
 def read_tensor(tensor: LazyTensor) -> Tensor:
-    """A lazy tensor as a torch tensor of its own memory."""
-    return _read(tensor).clone()
-
-
-def _read(tensor: LazyTensor) -> Tensor:
+    """A lazy tensor as a torch tensor of its own memory; one of blocks as float32."""
     if tensor.dtype not in _TORCH:
         return torch.from_numpy(tensor.read_float32())
-    raw = np.ascontiguousarray(tensor.read())
-    with warnings.catch_warnings():
-        # A mapped file is read-only, of which torch warns; callers copy before they write.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(raw).view(_TORCH[tensor.dtype])
+    return torch.from_numpy(np.ascontiguousarray(tensor.read())).view(_TORCH[tensor.dtype])
 
 
 def _lazy(weight: Tensor) -> LazyTensor:
@@ -66,7 +58,7 @@ def _lazy(weight: Tensor) -> LazyTensor:
     shape = tuple(weight.shape)
 
     def read() -> Bytes:
-        raw = weight.detach().cpu().contiguous().view(torch.uint8)
+        raw = weight.detach().cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8)
         return raw.numpy().reshape(kind.stored_shape(shape))
 
     return LazyTensor(shape, kind.name, read)

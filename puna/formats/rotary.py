@@ -12,7 +12,7 @@ import numpy as np
 
 from puna.config import ModelConfig
 from puna.formats.checkpoint import LazyTensor
-from puna.quantize.storage import Bytes
+from puna.quantize.block_type import Bytes
 
 
 def to_half_split(rows: Bytes, num_heads: int) -> Bytes:

@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from puna.tokenizer.vocabulary import SPACE, PieceType, Vocabulary, byte_piece
+from puna.tokenizer.vocabulary import (
+    SPACE,
+    PieceType,
+    Vocabulary,
+    VocabularyError,
+    byte_piece,
+)
 
 
 def read_json(data: bytes) -> Vocabulary:
     """Parses a `tokenizer.json`.
 
     The file has merges where SentencePiece has scores: a piece's score is minus the rank of the
-    first merge that makes it. Raises ValueError for other kinds of tokenizer (GPT-2's byte-level
-    BPE, WordPiece, Unigram), which no Llama 1 or 2 uses.
+    first merge that makes it. Raises VocabularyError for other kinds of tokenizer (GPT-2's
+    byte-level BPE, WordPiece, Unigram), which no Llama 1 or 2 uses.
     """
     try:
-        root = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError("tokenizer.json is not valid JSON") from None
+        root = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise VocabularyError("the file is not UTF-8", "JSON", error.start) from None
+    except json.JSONDecodeError as error:
+        at = len(error.doc[: error.pos].encode())
+        raise VocabularyError(f"the file is not valid JSON: {error.msg}", "JSON", at) from None
+    except (ValueError, RecursionError) as error:
+        raise VocabularyError(f"the file is not valid JSON: {error}", "JSON") from None
     try:
         return _vocabulary(root)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError("tokenizer.json is damaged or not a byte-pair tokenizer") from None
+        raise VocabularyError("it is damaged or not a byte-pair tokenizer", "model") from None
 
 
 def _vocabulary(root: dict[str, Any]) -> Vocabulary:
@@ -30,16 +41,19 @@ def _vocabulary(root: dict[str, Any]) -> Vocabulary:
     vocab: dict[str, int] = dict(model["vocab"])
     merges = [_merge(item) for item in model["merges"]]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise ValueError(
-            "tokenizer.json is not a SentencePiece-style BPE with byte fallback, as Llama 2's is"
-        )
+        problem = "it is not a SentencePiece-style BPE with byte fallback, as Llama 2's is"
+        raise VocabularyError(problem, "model")
     added = {item["content"]: item for item in root.get("added_tokens") or []}
     for piece, item in added.items():
         vocab.setdefault(piece, item["id"])
     size = len(vocab)
     if sorted(vocab.values()) != list(range(size)):
-        raise ValueError("tokenizer.json: its ids are not 0, 1, 2, ...")
+        raise VocabularyError("the ids are not 0, 1, 2, ...", "vocab")
     pieces = tuple(sorted(vocab, key=vocab.__getitem__))
+    try:
+        "".join(pieces).encode()
+    except UnicodeEncodeError:
+        raise VocabularyError("a piece holds half a surrogate pair", "vocab") from None
     ranks: dict[str, int] = {}
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
@@ -166,7 +180,7 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
 def _merge(item: Any) -> tuple[str, str]:
     parts = item.split(" ") if isinstance(item, str) else item
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"tokenizer.json: {item!r} is not a merge of two pieces")
+        raise VocabularyError(f"{item!r} is not a merge of two pieces", "merges")
     return parts[0], parts[1]
 
 

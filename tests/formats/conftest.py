@@ -13,6 +13,7 @@ import pytest
 from puna.config import ModelConfig
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.errors import FormatError
 from puna.quantize.storage import STORAGE
 from puna.tokenizer import PieceType, Vocabulary
 from puna.tokenizer.vocabulary import byte_piece
@@ -51,8 +52,8 @@ def make_checkpoint(dtype: str = "f32", seed: int = 0, **changes: Any) -> Checkp
     kind = STORAGE[dtype]
 
     def lazy(shape: tuple[int, ...]) -> LazyTensor:
-        raw = kind.quantize(generator.standard_normal(shape, dtype=np.float32))
-        return LazyTensor(shape, dtype, lambda: raw)
+        raw = kind.quantize(generator.standard_normal(shape, dtype=np.float32), None)
+        return LazyTensor(shape, dtype, raw.copy)
 
     vocabulary = make_vocabulary()
     return Checkpoint(
@@ -101,24 +102,31 @@ def flipped(data: bytes, begin: int, end: int, count: int, seed: int = 0) -> Ite
         yield data[:at] + new + data[at + len(new) :]
 
 
+def assert_well_said(error: FormatError, folder: Path) -> None:
+    """One line that names a file of the folder, a field, and a byte that the file may have."""
+    assert len(str(error).splitlines()) == 1, error
+    assert error.path.is_relative_to(folder), error
+    assert error.field and error.problem, error
+    size = error.path.stat().st_size if error.path.is_file() else 0
+    assert 0 <= error.offset <= size, error
+
+
 @pytest.fixture
 def reads() -> Callable[[Path, Path, bytes], bool]:
     """reads(model, file, data): whether `model` opens and reads with `data` as its `file`.
 
-    Only ValueErrors of one line that name a path may come out.
+    Only FormatErrors of one line that name a file of the model may come out.
     """
 
     def attempt(model: Path, file: Path, data: bytes) -> bool:
-        file.unlink()  # what maps the old bytes keeps them
         file.write_bytes(data)
         try:
             checkpoint = open_checkpoint(model)
             for tensor in checkpoint.tensors.values():
                 tensor.read()
             _ = checkpoint.vocabulary
-        except ValueError as error:
-            assert len(str(error).splitlines()) == 1, error
-            assert str(file.parent) in str(error), error
+        except FormatError as error:
+            assert_well_said(error, file.parent)
             return False
         return True
 

@@ -44,11 +44,15 @@ def llama_cpp_rows(checkpoint: Checkpoint, name: str) -> np.ndarray:
 
 
 def write_reference(
-    checkpoint: Checkpoint, path: Path, skip: tuple[str, ...] = (), **extra: Any
+    checkpoint: Checkpoint,
+    path: Path,
+    skip: tuple[str, ...] = (),
+    split_max_tensors: int = 0,
+    **extra: Any,
 ) -> None:
     """The file that the `gguf` package makes of a checkpoint; `skip` are keys left out."""
     config = checkpoint.config
-    writer = reference.GGUFWriter(path, "llama")
+    writer = reference.GGUFWriter(path, "llama", split_max_tensors=split_max_tensors)
     for key, add, value in [
         ("context_length", writer.add_context_length, config.context_length),
         ("embedding_length", writer.add_embedding_length, config.dim),
@@ -217,12 +221,20 @@ def test_missing_keys_have_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("skip", "extra", "message"),
     [
-        ((), {"split__count": ("uint16", 3)}, "one of 3 parts; split GGUF files are not supported"),
+        (
+            (),
+            {"split__count": ("uint16", 3)},
+            r"split.count \(byte 7665\): the file is one of 3 parts",
+        ),
         ((), {"llama__rope__scaling__type": ("string", "yarn")}, "scaling.type = 'yarn'"),
         ((), {"llama__rope__scaling__factor": ("float32", 2.0)}, "scaling.factor = 2.0"),
         ((), {"llama__rope__scale_linear": ("float32", 4.0)}, "scale_linear = 4.0"),
         ((), {"llama__expert_count": ("uint32", 8)}, "expert_count = 8"),
-        ((), {"llama__attention__key_length": ("uint32", 32)}, "key_length = 32"),
+        (
+            (),
+            {"llama__attention__key_length": ("uint32", 32)},
+            r"key_length \(byte \d+\): 32 is not supported",
+        ),
         (("dimension_count",), {"llama__rope__dimension_count": ("uint32", 8)}, "16 dimensions"),
         (("block_count",), {}, "lacks the keys llama.block_count"),
         (("block_count",), {"llama__block_count": ("uint32", 1 << 30)}, "1073741824 layers"),

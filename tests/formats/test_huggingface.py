@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import tokenizers
 import torch
+import yaml
 
 from puna.formats import huggingface, open_checkpoint
 from puna.formats.checkpoint import Checkpoint
@@ -23,6 +25,7 @@ from tests.formats.conftest import (
     assert_same_tensors,
     flipped,
     make_checkpoint,
+    make_vocabulary,
     truncated,
 )
 from tests.samples import transformers_network
@@ -31,7 +34,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -158,6 +161,45 @@ def test_round_trip(tmp_path: Path, dtype: str, tied: bool) -> None:
     assert again.chat_template == CHAT_TEMPLATE
 
 
+@pytest.mark.parametrize("license", ["apache-2.0", "", 'odd: "quoted" # text', "Lizenz für alle"])
+@pytest.mark.parametrize("name", ["Tiny", "", "a: b"])
+def test_name_and_licence_travel_in_the_model_card(tmp_path: Path, name: str, license: str) -> None:
+    checkpoint = replace(make_checkpoint(), name=name, license=license)
+    huggingface.write(checkpoint, tmp_path / "a")
+    again = open_checkpoint(tmp_path / "a")
+    assert (again.name, again.license) == (name, license)
+    card = tmp_path / "a" / "README.md"
+    assert card.exists() == bool(name or license)
+    if card.exists():
+        front = card.read_text(encoding="utf-8").split("---\n")[1]
+        expected = {"license": license, "model_name": name}
+        assert yaml.safe_load(front) == {key: text for key, text in expected.items() if text}
+
+
+def test_cards_of_others(tmp_path: Path) -> None:
+    huggingface.write(replace(make_checkpoint(), name="", license=""), tmp_path / "a")
+    for text, license in [
+        ("---\nlanguage:\n- en\nlicense: llama2\ntags: [x]\n---\n# license: no\n", "llama2"),
+        ("---\nlicense: 'other'\n---\n", "other"),
+        ("---\ntags:\n  license: nested\n---\n", ""),
+        ("---\nx: y\n---\nlicense: below\n", ""),
+        ("# Title\nlicense: no head\n", ""),
+        ("\xff\0", ""),
+    ]:
+        (tmp_path / "a" / "README.md").write_bytes(text.encode("latin-1"))
+        assert open_checkpoint(tmp_path / "a").license == license
+
+
+def test_generation_starts_and_stops_as_the_vocabulary_says(tmp_path: Path) -> None:
+    vocabulary = make_vocabulary()
+    swapped = replace(vocabulary, bos_id=2, eos_id=1)
+    checkpoint = replace(make_checkpoint(), load_vocabulary=lambda: swapped)
+    huggingface.write(checkpoint, tmp_path / "a")
+    theirs = GenerationConfig.from_pretrained(tmp_path / "a")
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (2, 1)
+    assert open_checkpoint(tmp_path / "a").vocabulary == swapped
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -170,7 +212,7 @@ def test_round_trip(tmp_path: Path, dtype: str, tied: bool) -> None:
         ({"head_dim": 32}, "head_dim"),
         ({"hidden_size": None}, "dim must be int"),
         ({"hidden_size": "64"}, "dim must be int"),
-        ({"vocab_size": 100}, "tok_embeddings.weight has shape"),
+        ({"vocab_size": 100}, r"safetensors: tok_embeddings.weight \(byte 40\): has shape"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"num_hidden_layers": 3}, "lacks layers.2"),
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
@@ -193,13 +235,18 @@ def test_wrong_indexes(tmp_path: Path) -> None:
     index = tmp_path / "a" / "model.safetensors.index.json"
     for content, message in [
         ("{}", "has no weight_map"),
-        ("[]", "not a JSON object"),
-        ("{", "not valid JSON"),
+        ("[]", r"\(byte 0\): it is not valid JSON: there is no object"),
+        ("{", r"\(byte 1\): it is not valid JSON: a key is expected"),
+        ('{"é": 1, "é": 2}', r"\(byte 10\): it is not valid JSON: the key .é. stands twice"),
+        ('{"weight_map": {"a": 1, "a": 2}}', r"\(byte 15\).*stands twice"),
+        ('{"x": "\\ud800"}', "surrogate"),
         ('{"weight_map": {"x": "../a/model.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"x": "/etc/passwd"}}', "outside its folder"),
         ('{"weight_map": {"x": 3}}', "outside its folder"),
         ('{"weight_map": {"x": "none.safetensors"}}', "lacks the shard none.safetensors"),
         ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_001, "more values than is plausible"),
+        ('{"x": ' + "[" * 90_000, "not valid JSON"),
     ]:
         index.write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from puna.formats import open_checkpoint, rotary
-from puna.formats.checkpoint import Checkpoint
+from puna.formats import llama2c, open_checkpoint, rotary, save_checkpoint
+from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.tokenizer import PieceType, Tokenizer
 from puna.tokenizer.sentencepiece_model import write_model
 from tests.formats.conftest import (
+    assert_same,
     flipped,
     make_checkpoint,
     make_vocabulary,
@@ -153,9 +157,9 @@ def test_absurd_counts(tmp_path: Path, version: int, number: int, value: int) ->
 @pytest.mark.parametrize(
     ("at", "new", "message"),
     [
-        (4, struct.pack("<i", 3), "version 3; known are 0, 1 and 2"),
-        (36, b"\2", "shared classifier is 2"),
-        (37, struct.pack("<i", 0), "groups of 0"),
+        (4, struct.pack("<i", 3), r"version \(byte 4\): llama2.c version 3; known are 0, 1 and 2"),
+        (36, b"\2", r"shared classifier \(byte 36\): it is 2"),
+        (37, struct.pack("<i", 0), r"group size \(byte 37\): groups of 0"),
         (37, struct.pack("<i", -32), "groups of -32"),
         (37, struct.pack("<i", 96), "does not divide into groups of 96"),
         (37, struct.pack("<i", 64), "is too long"),
@@ -182,6 +186,135 @@ def test_damage_is_a_value_error(
         assert not reads(path, path, longer)
     for damaged in flipped(data, 0, 64, 200):
         reads(path, path, damaged)
+
+
+def run_c(data: bytes) -> tuple[tuple[int, ...], Weights]:
+    """run.c's `read_checkpoint` and `memory_map_weights`: the numbers, and the weights by part."""
+    dim, hidden, layers, heads, kv_heads, signed_vocab, seq_len = struct.unpack_from("<7i", data)
+    head, vocab_size = dim // heads, abs(signed_vocab)
+    floats = np.frombuffer(data, np.float32, offset=28)
+    at = 0
+
+    def take(*shape: int) -> NDArray[np.float32]:
+        nonlocal at
+        count = int(np.prod(shape))
+        at += count
+        return floats[at - count : at].reshape(shape)
+
+    weights = {"tok_embeddings": take(vocab_size, dim), "attention_norm": take(layers, dim)}
+    weights["attention.wq"] = take(layers, heads * head, dim)
+    weights["attention.wk"] = take(layers, kv_heads * head, dim)
+    weights["attention.wv"] = take(layers, kv_heads * head, dim)
+    weights["attention.wo"] = take(layers, dim, heads * head)
+    weights["ffn_norm"] = take(layers, dim)
+    weights["feed_forward.w1"] = take(layers, hidden, dim)
+    weights["feed_forward.w2"] = take(layers, dim, hidden)
+    weights["feed_forward.w3"] = take(layers, hidden, dim)
+    weights["norm"] = take(dim)
+    weights["cos"], weights["sin"] = take(seq_len, head // 2), take(seq_len, head // 2)
+    if signed_vocab < 0:
+        weights["output"] = take(vocab_size, dim)
+    assert at == len(floats)
+    return (dim, hidden, layers, heads, kv_heads, signed_vocab, seq_len), weights
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_run_c_reads_what_is_written(tmp_path: Path, dtype: str, tied: bool) -> None:
+    checkpoint = make_checkpoint(dtype, tied=tied)
+    path = tmp_path / "model.bin"
+    seen: list[str] = []
+    llama2c.write(checkpoint, path, on_tensor=seen.append)
+    assert sorted(seen) == sorted(checkpoint.tensors)
+    read, weights = run_c(path.read_bytes())
+    assert read == numbers(checkpoint, signed=True)
+    for name, expected in weights_of(checkpoint).items():
+        part = name.removesuffix(".weight")
+        if part.startswith("layers."):
+            _, layer, rest = part.split(".", 2)
+            actual = weights[rest][int(layer)]
+        else:
+            actual = weights[part]
+        np.testing.assert_array_equal(actual, expected, err_msg=name)
+    # freqs_cis of llama2.c's model.py, worked out one number at a time.
+    for position, pair in ((0, 0), (1, 0), (5, 3), (63, 7)):
+        angle = position * 10000.0 ** (-2 * pair / 16)
+        assert weights["cos"][position, pair] == pytest.approx(np.cos(angle), abs=1e-6)
+        assert weights["sin"][position, pair] == pytest.approx(np.sin(angle), abs=1e-6)
+    assert_same(open_checkpoint(path), replace(checkpoint, tensors=as_f32(checkpoint)))
+
+
+def as_f32(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    return {name: tensor.converted("f32") for name, tensor in checkpoint.tensors.items()}
+
+
+def test_the_stories_model_is_written_as_it_was(shared: Path, tmp_path: Path) -> None:
+    """Down to the byte, but for the rotary tables, which run.c ignores, and their last digit."""
+    folder = shared / "weights" / "stories260K"
+    checkpoint = open_checkpoint(folder / "stories260K.bin")
+    assert save_checkpoint(checkpoint, tmp_path / "a.bin", "llama2c") == []
+    ours, theirs = ((path / name).read_bytes() for path, name in
+                    ((tmp_path, "a.bin"), (folder, "stories260K.bin")))  # fmt: skip
+    tables = 2 * 512 * 4 * 4  # at the end, as the head is tied
+    assert ours[:-tables] == theirs[:-tables] and len(ours) == len(theirs)
+    rotary_tables = [np.frombuffer(data[-tables:], np.float32) for data in (ours, theirs)]
+    np.testing.assert_allclose(*rotary_tables, rtol=0, atol=1e-4)
+    tokens = (tmp_path / "tokenizer.bin").read_bytes()
+    assert tokens == (folder / "tok512.bin").read_bytes()
+
+
+def test_padding_rows_get_pieces(tmp_path: Path) -> None:
+    """run.c reads as many pieces as the embedding has rows."""
+    checkpoint = make_checkpoint(vocab_size=384)
+    llama2c.write(checkpoint, tmp_path / "a.bin")
+    vocabulary = open_checkpoint(tmp_path / "a.bin").vocabulary
+    assert vocabulary is not None and len(vocabulary) == 384
+    assert vocabulary.pieces[:320] == make_vocabulary().pieces
+    text = "the llama [PAD320]"
+    assert Tokenizer(vocabulary).encode(text) == Tokenizer(make_vocabulary()).encode(text)
+
+
+def test_another_models_tokenizer_is_not_replaced(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    llama2c.write(checkpoint, tmp_path / "a.bin")
+    llama2c.write(checkpoint, tmp_path / "b.bin")  # whose tokenizer is the same
+    (tmp_path / "tokenizer.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match="tokenizer.bin is another model's"):
+        llama2c.write(checkpoint, tmp_path / "c.bin")
+    assert not (tmp_path / "c.bin").exists()
+    llama2c.write(replace(checkpoint, load_vocabulary=lambda: None), tmp_path / "c.bin")
+    assert (tmp_path / "tokenizer.bin").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"add_space_prefix": False}, "puts a space before every text"),
+        ({"remove_extra_spaces": True}, "takes text as it is"),
+        ({"bos_id": 2}, "at 0, 1 and 2"),
+        ({"types": (*make_vocabulary().types[:-1], PieceType.CONTROL)}, "plain pieces"),
+    ],
+)
+def test_vocabularies_that_llama2c_cannot_say(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    vocabulary = replace(make_vocabulary(), **changes)
+    checkpoint = replace(make_checkpoint(), load_vocabulary=lambda: vocabulary)
+    with pytest.raises(ValueError, match=message):
+        llama2c.write(checkpoint, tmp_path / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_lost_is_said(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(norm_eps=1e-6, rope_theta=1e6)
+    notes = save_checkpoint(checkpoint, tmp_path / "a.bin", "llama2c")
+    assert notes[-2:] == [
+        "the norm epsilon 1e-06 is lost: run.c computes with 1e-05",
+        "the rotary base 1e+06 is lost: run.c computes with 10000",
+    ]
+    lost = {note.split(" is lost")[0] for note in notes}
+    assert {"the chat template", "the license", "the name"} <= lost
+    assert llama2c.losses(make_checkpoint()) == []
 
 
 def test_other_bins_are_not_taken_for_llama2c(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from puna.formats import pickled
+from puna.formats.pickle_machine import Machine
 from puna.formats.pickled import read_pickled, write_pickled
 from tests.formats.conftest import flipped, make_checkpoint, truncated
 
@@ -98,8 +99,7 @@ def test_writes_the_same_bytes_twice_and_not_only_to_files() -> None:
 def test_large_numbers_are_written_so_that_torch_reads_them() -> None:
     tensor = make_checkpoint().tensors["norm.weight"]
     huge = type(tensor)((3, 1 << 31), "f16", tensor.read)
-    machine = pickled._Machine(Path("a.pth"))
-    root = machine.run(pickled._pickle({"x": huge}))
+    root = Machine(Path("a.pth"), 0).run(pickled._pickle({"x": huge}))
     assert root["x"].shape == (3, 1 << 31) and root["x"].strides == (1 << 31, 1)
     assert root["x"].storage.num_elements == 3 << 31
 
@@ -190,31 +190,39 @@ def forged(
         (forged((3, 4), (4, 1), offset=1), "outside its storage"),
         (forged((2, 2), (1 << 40, 1)), "outside its storage"),
         (forged((1 << 20, 1 << 20), (0, 0)), "outside its storage"),  # a terabyte of one number
-        (forged((12,), (1,), offset=-1), "damaged data.pkl"),
-        (forged((12,), (-1,)), "damaged data.pkl"),
-        (forged((3, 4), (1,)), "damaged data.pkl"),
+        (forged((12,), (1,), offset=-1), r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (forged((12,), (-1,)), r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (forged((3, 4), (1,)), r"data.pkl \(byte \d+\): the pickle is damaged"),
         (forged((), ()), "impossible shape"),
         (forged((0, 4), (4, 1)), "impossible shape"),
         (forged((1,) * 40, (1,) * 40), "impossible shape"),
         (forged((12,), (1,), count=13), "truncated"),
         (forged((12,), (1,), count=1 << 60), "truncated"),
-        (forged((12,), (1,), count=-1), "damaged data.pkl"),
+        (forged((12,), (1,), count=-1), r"data.pkl \(byte \d+\): the pickle is damaged"),
         (forged((12,), (1,), key="7"), "truncated"),
-        (forged((6,), (1,), kind="LongStorage"), "x is a LongStorage; known are"),
+        (forged((6,), (1,), count=6, kind="LongStorage"), "it is I64; known are F32, F16, BF16"),
         (b"\x80\x02K\x01.", "holds one int, not a dict"),
-        (b"\x80\x02}X\x01\0\0\0xK\x01s.", "'x' is of type int"),
-        (b"\x80\x02}K\x01K\x01s.", "not a dict of tensors"),
-        (b"\x80\x02}" + b")\x85" * 100_000 + b"K\x01s.", "damaged"),  # a deep tuple as a key
+        (
+            b"\x80\x02}X\x01\0\0\0xK\x01s.",
+            r"x \(byte 46\): it is of type int; a dict of tensors is expected",
+        ),
+        (b"\x80\x02}K\x01K\x01s.", "a dict of tensors is expected"),
+        (
+            b"\x80\x02}" + b")\x85" * 90_000 + b"K\x01s.",
+            "the pickle is damaged",
+        ),  # a deep tuple as a key
         (b"\x80\x02}r\xff\xff\xff\xff.", ""),  # a memo slot that pickle would make room for
-        (b"\x80\x02X\xff\xff\xff\x7fx.", "damaged data.pkl"),
+        (b"\x80\x02X\xff\xff\xff\x7fx.", r"data.pkl \(byte \d+\): the pickle is damaged"),
         (b"\x80\x02" + b"\x8a\xff" + b"\xff" * 255 + b".", "holds one int"),
-        (b"\x80\x02R.", "damaged data.pkl"),
-        (b"\x80\x02)Q.", "damaged data.pkl"),
-        (b"\x80\x02h\x05.", "damaged data.pkl"),
-        (b"\x80\x02t.", "damaged data.pkl"),
-        (b"", "damaged data.pkl"),
-        (b"no pickle", "damaged data.pkl"),
-        (b"\x80\x02" + b")" * 9_000_000 + b".", "not plausible"),
+        (b"\x80\x02R.", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"\x80\x02)Q.", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"\x80\x02h\x05.", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"\x80\x02t.", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"no pickle", r"data.pkl \(byte \d+\): the pickle is damaged"),
+        (b"\x80\x02" + b")" * 4_000_000 + b".", "4000003 bytes are not plausible"),
+        (b"\x80\x02" + b")" * 200_000 + b".", r"byte 200047\): more than 200000 steps"),
+        (b"\x80\x02}X\1\0\0\0xK\1sX\1\0\0\0xK\2s.", "the key 'x' stands twice"),
     ],
 )
 def test_forged_pickles(tmp_path: Path, data: bytes, message: str) -> None:
@@ -236,7 +244,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a zip"):
         read_pickled(path)
     save_pickle(path, forged((12,), (1,)), {"data/0": bytes(48), "byteorder": b"big"})
-    with pytest.raises(ValueError, match="big-endian"):
+    with pytest.raises(ValueError, match="save the file again on a little-endian machine"):
         read_pickled(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", forged((12,), (1,)))

@@ -20,7 +20,7 @@ from puna.tokenizer.gguf import read_metadata, write_metadata
 from puna.tokenizer.json_file import read_json, write_json
 from puna.tokenizer.llama2c import read_bin
 from puna.tokenizer.sentencepiece_model import read_model, write_model
-from puna.tokenizer.vocabulary import byte_piece, byte_value
+from puna.tokenizer.vocabulary import VocabularyError, byte_piece, byte_value
 from tests.samples import AWKWARD, story_lines
 
 Read = Callable[[bytes], Vocabulary]
@@ -62,13 +62,14 @@ def test_gguf_metadata_round_trip(vocabulary: Vocabulary) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", "gpt2", "'gpt2', not Llama's"),
-        ("tokens", [1, 2, 3], "damaged"),
-        ("scores", ["x"], "damaged"),
-        ("token_type", [99], "damaged"),
-        ("token_type", [1], "scores and 1 types"),
-        ("bos_token_id", [1], "damaged"),
-        ("eos_token_id", float("inf"), "damaged"),
+        ("model", "gpt2", "'gpt2', not 'llama'"),
+        ("tokens", [1] * 420, "piece 0 is no text"),
+        ("scores", ["x"] * 420, "something else than numbers"),
+        ("token_type", [99] * 420, "no piece type 99"),
+        ("token_type", [1], "it has 1 items, not 420"),
+        ("scores", 5, "it is no array"),
+        ("bos_token_id", [1], r"\[1\] is no integer"),
+        ("eos_token_id", float("inf"), "inf is no integer"),
         ("eos_token_id", 1 << 30, "outside"),
     ],
 )
@@ -81,8 +82,9 @@ def test_damaged_gguf_metadata(vocabulary: Vocabulary, key: str, value: Any, mes
 def test_gguf_metadata_that_lacks_a_key(vocabulary: Vocabulary) -> None:
     metadata = write_metadata(vocabulary)
     del metadata["tokenizer.ggml.scores"]
-    with pytest.raises(ValueError, match=r"lacks tokenizer\.ggml\.scores"):
+    with pytest.raises(VocabularyError, match="lacks this key") as caught:
         read_metadata(metadata)
+    assert caught.value.field == "tokenizer.ggml.scores"
     with pytest.raises(ValueError, match="holds no tokenizer"):
         read_metadata({"general.architecture": "llama"})
 

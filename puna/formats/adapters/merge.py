@@ -1,0 +1,90 @@
+"""Adds a LoRA adapter to a checkpoint's weights, tensor by tensor, when they are read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from puna.formats import rotary
+from puna.formats.adapters.adapter import Adapter, LowRank
+from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.quantize.block_type import Bytes, Floats
+from puna.quantize.storage import STORAGE
+
+_CHUNK = 1 << 20  # numbers in float32 at a time
+
+
+def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Checkpoint:
+    """The checkpoint with W + scale * (alpha / rank) * B @ A for each W that the adapter changes.
+
+    Computed in float32 and stored in W's own type; integers of a GPTQ file become f32. Raises
+    FormatError before any weight is read if the adapter is not for a model of this shape.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"an adapter cannot be merged {scale} times; give a number such as 0.5")
+    tensors = dict(checkpoint.tensors)
+    rounded: Counter[str] = Counter()
+    for name, part in adapter.parts.items():
+        _check_fits(checkpoint, name, part)
+        tensor = tensors[name]
+        if adapter.interleaved:
+            rows = rotary.half_split({name: part.b}, checkpoint.config)[name]
+            part = replace(part, b=rows)
+        tensors[name] = _sum(adapter, name, tensor, part, scale * part.scale)
+        if tensor.packed is not None:
+            rounded[f"{tensor.packed.label} and become f32"] += 1
+        elif STORAGE[tensor.dtype].block_size > 1:
+            rounded[f"{tensor.dtype} and are rounded a second time"] += 1
+    notes = [f"{adapter.path.name} is merged into {len(adapter.parts)} tensors"]
+    if scale != 1:
+        notes[0] += f", {scale:g} times"
+    notes += [
+        f"{count} of the merged tensors were {what}; merge into the original weights where you "
+        "have them"
+        for what, count in rounded.items()
+    ]
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *adapter.notes, *notes))
+
+
+def _check_fits(checkpoint: Checkpoint, name: str, part: LowRank) -> None:
+    if name not in checkpoint.tensors:
+        raise part.error(f"changes {name}, which {checkpoint.path} has not")
+    if name == "tok_embeddings.weight" and checkpoint.config.tied:
+        raise part.error(
+            f"changes the embedding, which is also the output head of {checkpoint.path}"
+        )
+    shape = (part.b.shape[0], part.a.shape[1])
+    rows = (1, *checkpoint.tensors[name].shape)[-2:]
+    if shape != rows:
+        raise part.error(f"is for {name} of shape {shape}, in {checkpoint.path} it has {rows}")
+
+
+def _sum(
+    adapter: Adapter, name: str, tensor: LazyTensor, part: LowRank, factor: float
+) -> LazyTensor:
+    def read() -> Bytes:
+        kind = STORAGE[tensor.dtype]
+        raw = tensor.read()
+        rows = raw.reshape(-1, raw.shape[-1])
+        a = part.a.read_float32()
+        b = part.b.read_float32()
+        out = np.empty_like(rows)
+        step = max(1, _CHUNK // tensor.shape[-1])
+        for begin in range(0, len(rows), step):
+            some = slice(begin, begin + step)
+            with np.errstate(over="ignore", invalid="ignore"):  # said below
+                x: Floats = b[some] @ a
+                x *= factor
+                x += kind.dequantize(np.ascontiguousarray(rows[some]))
+            if not np.isfinite(x).all():
+                raise part.error(f"makes {name} no finite number")
+            try:
+                out[some] = kind.quantize(x, None)
+            except ValueError as error:
+                raise ValueError(f"{name}, with {adapter.path} merged: {error}") from None
+        return out.reshape(raw.shape)
+
+    return LazyTensor(tensor.shape, tensor.dtype, read, place=tensor.place)
