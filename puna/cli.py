@@ -23,9 +23,17 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "chat": Entry("puna.commands.chat:chat", "Talk with a model.", "Use"),
     "complete": Entry("puna.commands.complete:complete", "Continue a text.", "Use"),
-    "list": Entry("puna.commands.list_models:list_models", "Models that Puna knows.", "Files"),
+    "list": Entry("puna.commands.list_models:list_models", "Models, here and known.", "Files"),
+    "pull": Entry("puna.commands.pull:pull", "Download a model from a hub.", "Files"),
+    "rm": Entry("puna.commands.rm:rm", "Delete a pulled model.", "Files"),
     "info": Entry("puna.commands.info:info", "What a model file is.", "Files"),
     "convert": Entry("puna.commands.convert:convert", "Rewrite a model in a format.", "Files"),
+    "quantize": Entry(
+        "puna.commands.quantize:quantize", "Make a model smaller, with calibration.", "Files"
+    ),
+    "perplexity": Entry(
+        "puna.commands.perplexity:perplexity", "How well models predict a text.", "Files"
+    ),
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
 }

@@ -17,10 +17,10 @@ PACKAGE = ROOT / "puna"
 ROOMS: tuple[set[str], ...] = (
     {"config", "tokenizer"},
     {"chat", "catalog"},
-    {"attention"},
+    {"attention", "kernels"},
     {"model"},
     {"heads"},
-    {"quantize", "data"},
+    {"quantize", "data", "hub"},
     {"formats"},
     {"engine"},
     {"train", "evaluate", "serve"},

@@ -70,10 +70,12 @@ class Conversation:
 
 
 @click.command()
+@click.argument("name", metavar="[MODEL]", required=False)
 @model_options
 @sampling_options
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
 def chat(
+    name: str | None,
     model: str,
     tokenizer: Path | None,
     device: str,
@@ -83,10 +85,14 @@ def chat(
     stop: tuple[str, ...],
     system: str,
 ) -> None:
-    """Talk with a model in Llama 2's chat format. /help lists what can be typed.
+    """Talk with MODEL in Llama 2's chat format. /help lists what can be typed.
 
     Reads standard input line by line where that is no terminal.
     """
+    if name is not None:
+        if _is_given("model"):
+            raise ValueError("MODEL is given twice: by itself and with --model")
+        model = name
     checkpoint = resolve(model, tokenizer)
     encoder = checkpoint.tokenizer()
     network = load(checkpoint, device, dtype)
@@ -103,6 +109,11 @@ def chat(
                 break
         elif line.strip():
             _answer(conversation, line)
+
+
+def _is_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 def _read_line(interactive: bool) -> str | None:

@@ -10,7 +10,7 @@ import click
 
 from puna.catalog import KnownModel, find, present_repository
 from puna.chat import INST, SYS
-from puna.commands.models import SHIPPED, resolve
+from puna.commands.models import SHIPPED, hub_name, resolve
 from puna.commands.options import json_option
 from puna.commands.render import facts_table, human_bytes, human_count
 from puna.config import ModelConfig
@@ -21,20 +21,30 @@ from puna.formats.checkpoint import Checkpoint
 @click.argument("model", default="cria")
 @json_option
 def info(model: str, as_json: bool) -> None:
-    """What MODEL is: a path in any format, a shipped model, or a released one by name.
+    """What MODEL is: a path in any format, a shipped or pulled model, or a released one by name.
 
     Reads headers only; nothing is downloaded.
     """
-    known = None if Path(model).exists() or model in SHIPPED else find(model)
+    known = None if Path(model).exists() or model in SHIPPED or _is_pulled(model) else find(model)
     if known is not None:
         facts, title = _known_facts(known, model), known.name
     else:
-        checkpoint = resolve(model)
+        checkpoint = resolve(model, download=False)
         facts, title = _checkpoint_facts(checkpoint), str(model)
     if as_json:
         click.echo(json.dumps({key: value for key, (value, _) in facts.items()}))
     else:
         facts_table(title, {key: text for key, (_, text) in facts.items() if text})
+
+
+def _is_pulled(model: str) -> bool:
+    """Whether a repository's name means a model on this machine; the catalogue's own do not."""
+    if "/" not in model or (name := hub_name(model)) is None:
+        return False
+
+    from puna.hub.cache import find_pulled
+
+    return find_pulled(name) is not None
 
 
 # Each fact is (value for programs, text for people); an empty text is left out of the table.

@@ -1,42 +1,87 @@
-"""`--model` -> a checkpoint or a network: a path, or a model that ships with Puna."""
+"""`--model` -> a checkpoint or a network: a path, a shipped model, or one on a hub."""
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from puna.catalog import find
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
+from puna.hub.names import HubName, parse
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from puna.model import Llama
 
 SHIPPED = ("cria",)
+# A name that ends so and is no file is a slip in a path, not a repository.
+_FILE_SUFFIXES = (".gguf", ".bin", ".pth", ".safetensors", ".json", ".model")
 # Parameters below which waking a second thread takes longer than its share of the work.
 _SMALL = 50_000_000
 
 
-def resolve(model: str, tokenizer: Path | None = None) -> Checkpoint:
-    """Opens what `--model` names; ValueError says what to do about a name that is no file."""
+def resolve(
+    model: str, tokenizer: Path | None = None, *, download: bool = True, **options: Any
+) -> Checkpoint:
+    """Opens what `--model` names, downloading it from the hub first if it may and must.
+
+    `options` go to `open_checkpoint`. ValueError says what to do about a name that is nothing.
+    """
     vocabulary = None if tokenizer is None else load_vocabulary(tokenizer)
-    if model in SHIPPED and not Path(model).exists():
-        return open_checkpoint(shipped_path(model), vocabulary)
-    if not Path(model).exists() and (known := find(model)):
-        raise ValueError(
-            f"{known.name} is not on this machine; download {known.repository} and give its folder"
-        )
-    return open_checkpoint(Path(model), vocabulary)
+    return open_checkpoint(locate(model, download=download), vocabulary, **options)
+
+
+def locate(model: str, *, download: bool = True) -> Path:
+    """The file or folder that a path, a shipped model's name or a hub name means.
+
+    Of the hub's models, those on this machine need no network; others are downloaded, or are a
+    ValueError if `download` is False.
+    """
+    if Path(model).exists():
+        return Path(model)
+    if model in SHIPPED:
+        return shipped_path(model)
+    name = hub_name(model)
+    if name is None:
+        raise ValueError(f"no such file or folder: {model}")
+
+    from puna.hub.cache import find_pulled
+    from puna.hub.errors import NotFoundError
+
+    path = find_pulled(name)
+    if path is None and download:
+        from puna.commands.pull import pull_model
+
+        try:
+            pull_model(name)
+        except NotFoundError as error:
+            raise ValueError(f"there is no file or folder {model}, and {error}") from None
+        path = find_pulled(name)
+    if path is None:
+        raise ValueError(f"{name} is not on this machine; puna pull {name} downloads it")
+    return path
+
+
+def hub_name(model: str) -> HubName | None:
+    """`model` as a name on a hub; None if it rather is a path that is not there."""
+    base = re.split("[@:]", model, maxsplit=1)[0]
+    if find(base):
+        return parse(model)
+    if "/" not in base or (base == model and Path(base).suffix in _FILE_SUFFIXES):
+        return None
+    try:
+        return parse(model)
+    except ValueError:
+        return None
 
 
 def named_vocabulary(source: str) -> Vocabulary:
-    """The vocabulary of a tokenizer file, a model file or folder, or a shipped model."""
-    if source in SHIPPED and not Path(source).exists():
-        return load_vocabulary(shipped_path(source))
-    return load_vocabulary(Path(source))
+    """The vocabulary of a tokenizer file, or of a model as `locate` finds it."""
+    return load_vocabulary(locate(source))
 
 
 def shipped_path(name: str) -> Path:

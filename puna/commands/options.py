@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from puna.commands.measure import Scope
 from puna.engine.sampling import Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,18 +29,51 @@ def model_options(function: F) -> F:
     return _all(
         click.option(
             "--model", "-m", default="cria", show_default=True, metavar="MODEL",
-            help="A file or folder in any format, or a model that ships with Puna.",
+            help="A file or folder in any format, a shipped model, or a hub's (see puna pull).",
         ),
         click.option(
             "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
             help="Tokenizer file, where none lies beside the weights.",
         ),
+        compute_options,
+    )(function)  # fmt: skip
+
+
+def compute_options(function: F) -> F:
+    """`--device --dtype`: where a network runs, and in what."""
+    return _all(
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
         click.option(
             "--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
             show_default=True, help="Type that weights are computed in.",
         ),
     )(function)  # fmt: skip
+
+
+def text_options(function: Callable[..., None]) -> Callable[..., None]:
+    """`--text --context --stride --chunks`, which the command gets as one `scope`."""
+
+    @functools.wraps(function)
+    def command(
+        text: Path, context: int, stride: int | None, chunks: int | None, **others: Any
+    ) -> None:
+        function(scope=Scope(text, context, stride, chunks), **others)
+
+    return _all(
+        click.option(
+            "--text", type=click.Path(path_type=Path), required=True, metavar="FILE",
+            help=".txt or .jsonl, also .zst.",
+        ),
+        click.option(
+            "--context", type=click.IntRange(min=4), default=512, show_default=True,
+            help="Tokens that the model sees at once.",
+        ),
+        click.option(
+            "--stride", type=click.IntRange(min=1), metavar="N",
+            help="Overlapping windows that move by N.",
+        ),
+        click.option("--chunks", type=click.IntRange(min=1), help="Only the text's first ones."),
+    )(command)  # fmt: skip
 
 
 def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
