@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := hatch_build.py puna/kernels/compiling.py $(wildcard puna/kernels/src/*)
 
-.PHONY: demo check format clean
+.PHONY: demo check peers format clean
 
 demo: .venv/train.done
 	$(BIN)/puna complete
@@ -13,6 +13,15 @@ check: .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Against llama.cpp, AutoGPTQ and PEFT; compiles the first, which takes ten minutes.
+peers: .venv/peers.done
+	$(BIN)/pytest -m peers tests
+
+.venv/peers.done: .venv/dev.done
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt llama-cpp-python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps auto-gptq peft
+	@touch $@
 
 format: .venv/dev.done
 	$(BIN)/ruff format .

@@ -157,16 +157,16 @@ def test_files_and_folders_do_not_replace_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["onnx", "GGUF", ""])
 def test_formats_that_are_not_there(tmp_path: Path, format: str) -> None:
-    with pytest.raises(ValueError, match="give one of huggingface, meta, gguf"):
+    with pytest.raises(ValueError, match=r"give one of .*huggingface, meta, gguf"):
         save_checkpoint(make_checkpoint(), tmp_path / "a", format)
 
 
 def test_unknown_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no storage or mix 'q4'"):
         save_checkpoint(make_checkpoint(), tmp_path / "a", "gguf", dtype="q4")
-    with pytest.raises(ValueError, match="give --dtype"):
-        save_checkpoint(make_checkpoint(), tmp_path / "a", "meta", dtype="q8_0")
     assert list(tmp_path.iterdir()) == []
+    notes = save_checkpoint(make_checkpoint(), tmp_path / "a", "meta", dtype="q8_0")
+    assert notes[-1] == "meta cannot hold q8_0: 16 tensors are stored as f16"
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("GGU")
     (tmp_path / "empty.bin").touch()
     for path in (tmp_path, tmp_path / "file.txt", tmp_path / "empty.bin"):
-        with pytest.raises(ValueError, match=r"no known format; known are huggingface.*llama2c"):
+        with pytest.raises(ValueError, match=r"no known format; known are .*huggingface.*llama2c"):
             open_checkpoint(path)
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ValueError, match="no known format"):

@@ -146,5 +146,5 @@ def test_what_cannot_travel_is_told(tmp_path: Path, source: Source) -> None:
 def test_what_gptq_cannot_hold_is_refused(tmp_path: Path, shared: Path) -> None:
     original = open_checkpoint(shared / "weights/stories260K/stories260K.bin")
     with pytest.raises(ValueError, match=r"feed_forward\.w1.*172 by 64.*choose another format"):
-        save_checkpoint(original, tmp_path / "a", "gptq", bits=8)
+        save_checkpoint(original, tmp_path / "a", "gptq", bits=8, group_size=-1)
     assert list(tmp_path.iterdir()) == []
