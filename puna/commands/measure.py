@@ -149,7 +149,7 @@ def show(rows: Sequence[Row], *, as_json: bool) -> None:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.model, *_cells(row)[: len(titles)])
+        table.add_row(Path(row.model).name, *_cells(row)[: len(titles)])
     Console(highlight=False).print(table)
 
 
