@@ -45,7 +45,7 @@ _HEAD_DIMS = tuple(
                                "attention.value_length")
 )  # fmt: skip
 # A storage type or mix -> `general.file_type`, what the file is mostly (llama.cpp's LLAMA_FTYPE).
-_FILE_TYPES = {
+FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
     "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
     "q5_k_m": 17, "q6_k": 18, "q2_k_s": 21, "bf16": 32,
@@ -165,7 +165,7 @@ def _metadata(checkpoint: Checkpoint, file_type: str | None = None) -> dict[str,
     if checkpoint.license:
         metadata["general.license"] = checkpoint.license
     metadata |= {
-        "general.file_type": _FILE_TYPES[name if name in _FILE_TYPES else f"{name}_s"],
+        "general.file_type": FILE_TYPES[name if name in FILE_TYPES else f"{name}_s"],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **{key: getattr(config, field) for field, key in _KEYS.items()},
         "llama.rope.dimension_count": config.head_dim,

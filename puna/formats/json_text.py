@@ -11,7 +11,7 @@ from puna.formats.errors import FormatError
 from puna.formats.files import DataFile
 from puna.formats.text import first_bad_byte
 
-_MAX_BYTES = 16_000_000
+_MAX_BYTES = 4_000_000
 # Objects, lists and items: a Python object takes many times the bytes that name it.
 _MAX_VALUES = 100_000
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -28,7 +28,7 @@ _NAMES = {ours: theirs for theirs, ours in FLOAT_TYPES.items()}
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
                "U8": 1, "BOOL": 1}  # fmt: skip
 _MAX_DIMS = 8
-_MAX_HEADER = 16_000_000  # bytes; Llama 2 70B's are about 100 kB
+_MAX_HEADER = 4_000_000  # bytes; Llama 2 70B's are about 100 kB
 
 
 @dataclass(frozen=True, slots=True)

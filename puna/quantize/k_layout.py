@@ -84,8 +84,10 @@ def unpack(plane: Bytes, bits: int, stride: int) -> Bytes:
     all in the next.
     """
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    numbers = (plane.reshape(len(plane), -1, 1, stride) >> shifts) & np.uint8((1 << bits) - 1)
-    return numbers.reshape(len(plane), -1 if len(plane) else plane.shape[1] * 8 // bits)
+    numbers = (plane.reshape(len(plane), plane.shape[1] // stride, 1, stride) >> shifts) & np.uint8(
+        (1 << bits) - 1
+    )
+    return numbers.reshape(len(plane), plane.shape[1] * 8 // bits)
 
 
 def pack(numbers: Integers, bits: int, stride: int) -> Bytes:

@@ -74,7 +74,7 @@ def search_ranged(
 
     codes = _ranged_codes(x_ESB, d * scales, dmin * minimums, kind)
     new_d, new_dmin = _fit_ranged(x_ESB, w_ESB, sum_w, sum_wx, codes, scales, minimums)
-    usable = (new_d > 0) & (new_d <= F16_MAX) & (new_dmin >= 0) & (new_dmin <= F16_MAX)
+    usable = (new_d >= 0) & (new_d <= F16_MAX) & (new_dmin >= 0) & (new_dmin <= F16_MAX)
     new_d = _to_f16_precision(np.where(usable, new_d, d))
     new_dmin = _to_f16_precision(np.where(usable, new_dmin, dmin))
     new_scales, new_minimums, new_error = _try_ranged(
@@ -117,36 +117,53 @@ def search_signed(
 def _start_ranged(
     x_ESB: Floats, w_ESB: Floats | None, sum_w: Floats, sum_wx: Floats, kind: Ranged
 ) -> tuple[Floats, Floats]:
-    """Scale and (positive) minimum (S, B) of the clipped range whose codes fit best."""
+    """Scale and (positive) minimum (S, B) of the clipped range whose fit errs least."""
     low = np.minimum(x_ESB.min(axis=0), np.float32(0))
     high = x_ESB.max(axis=0)
     width = high - low
-    best = np.full_like(low, -1)
-    best_scale, best_offset = np.zeros_like(low), low
+    error = np.full_like(low, np.inf)
+    best_scale, best_minimum = np.zeros_like(low), np.zeros_like(low)
     for at_low in kind.clips:
         for at_high in kind.clips:
             begin = np.minimum(low + np.float32(at_low) * width, np.float32(0))
             end = high - np.float32(at_high) * width
             scale = (end - begin) * np.float32(1 / kind.top)
-            codes = _round(_clamp((x_ESB - begin) * _inverse(scale), 0, kind.top))
-            wc = _weighted(codes, w_ESB)
-            sum_wc, sum_wcc, sum_wxc = _total(wc), _total(wc * codes), _total(wc * x_ESB)
-            # Least squares of x ~ scale * code + offset, with no offset where it would be > 0.
-            product = sum_w * sum_wcc
-            determinant = product - sum_wc * sum_wc
-            line = determinant > DEGENERATE * product
-            inverse = np.float32(1) / np.where(line, determinant, np.float32(1))
-            scale = (sum_w * sum_wxc - sum_wx * sum_wc) * inverse
-            offset = (sum_wcc * sum_wx - sum_wc * sum_wxc) * inverse
-            line &= offset <= 0
-            scale = np.where(line, scale, _ratio(sum_wxc, sum_wcc))
-            offset = np.where(line, offset, np.float32(0))
-            gain = scale * sum_wxc + offset * sum_wx  # how much less than sum(w x^2) the error is
-            better = (gain > best) & (scale > 0)
-            best = np.where(better, gain, best)
+            codes = _ranged_codes(x_ESB, scale, np.float32(0) - begin, kind)
+            scale, minimum = _fit_line(x_ESB, w_ESB, sum_w, sum_wx, codes, scale)
+            new_error = _ranged_error(x_ESB, w_ESB, scale, minimum, kind)
+            better = (new_error < error) & (scale >= 0)
+            error = np.where(better, new_error, error)
             best_scale = np.where(better, scale, best_scale)
-            best_offset = np.where(better, offset, best_offset)
-    return best_scale, np.float32(0) - best_offset  # not -0
+            best_minimum = np.where(better, minimum, best_minimum)
+    return best_scale, best_minimum
+
+
+def _fit_line(
+    x_ESB: Floats,
+    w_ESB: Floats | None,
+    sum_w: Floats,
+    sum_wx: Floats,
+    codes: Floats,
+    scale: Floats,
+) -> tuple[Floats, Floats]:
+    """Scale and minimum (S, B) of the least squares of x ~ scale * code - minimum.
+
+    No minimum where it would be negative; the `scale` given, and a minimum for it, where the codes
+    that count are too equal to fit a line to.
+    """
+    wc = _weighted(codes, w_ESB)
+    sum_wc, sum_wcc, sum_wxc = _total(wc), _total(wc * codes), _total(wc * x_ESB)
+    product = sum_w * sum_wcc
+    determinant = product - sum_wc * sum_wc
+    line = determinant > DEGENERATE * product
+    inverse = np.float32(1) / np.where(line, determinant, np.float32(1))
+    slope = (sum_w * sum_wxc - sum_wx * sum_wc) * inverse
+    offset = (sum_wcc * sum_wx - sum_wc * sum_wxc) * inverse
+    through_zero = line & (offset > 0)
+    slope = np.where(through_zero, _ratio(sum_wxc, sum_wcc), slope)
+    shift = (sum_wx - scale * sum_wc) / sum_w
+    below: Floats = np.minimum(np.where(line, offset, shift), np.float32(0))
+    return np.where(line, slope, scale), np.float32(0) - below  # not -0
 
 
 def _start_signed(x_ESB: Floats, w_ESB: Floats | None, kind: Signed) -> Floats:
@@ -182,10 +199,7 @@ def _try_ranged(
         for minimum_step in NEIGHBOURS:
             new_scales = _clamp(scales + np.float32(scale_step), 0, kind.max_scale)
             new_minimums = _clamp(minimums + np.float32(minimum_step), 0, kind.max_scale)
-            scale, minimum = d * new_scales, dmin * new_minimums
-            codes = _ranged_codes(x_ESB, scale, minimum, kind)
-            off = x_ESB - (scale * codes - minimum)
-            new_error = _total(_weighted(off * off, w_ESB))
+            new_error = _ranged_error(x_ESB, w_ESB, d * new_scales, dmin * new_minimums, kind)
             better = new_error < error
             error = np.where(better, new_error, error)
             best_scales = np.where(better, new_scales, best_scales)
@@ -200,9 +214,7 @@ def _try_signed(
     error, best_scales = np.full_like(scales, np.inf), scales
     for step in NEIGHBOURS:
         new_scales = _clamp(scales + np.float32(step), -kind.max_scale, kind.max_scale - 1)
-        scale = d * new_scales
-        off = x_ESB - scale * _signed_codes(x_ESB, scale, kind)
-        new_error = _total(_weighted(off * off, w_ESB))
+        new_error = _signed_error(x_ESB, w_ESB, d * new_scales, kind)
         better = new_error < error
         error = np.where(better, new_error, error)
         best_scales = np.where(better, new_scales, best_scales)
@@ -230,7 +242,8 @@ def _fit_ranged(
     both = determinant > 1e-9 * aa * bb
     inverse = 1 / np.where(both, determinant, 1)
     d = np.where(both, (xa * bb - xb * ab) * inverse, _ratio(xa, aa))
-    dmin = np.where(both, (xa * ab - xb * aa) * inverse, 0)
+    alone = np.where(aa > 0, 0, -_ratio(xb, bb))  # all codes or scales are 0
+    dmin = np.where(both, (xa * ab - xb * aa) * inverse, alone)
     return d.astype(np.float32), dmin.astype(np.float32)
 
 
@@ -246,9 +259,23 @@ def _ranged_codes(x_ESB: Floats, scale: Floats, minimum: Floats, kind: Ranged) -
     return _round(_clamp((x_ESB + minimum) * _inverse(scale), 0, kind.top))
 
 
+def _ranged_error(
+    x_ESB: Floats, w_ESB: Floats | None, scale: Floats, minimum: Floats, kind: Ranged
+) -> Floats:
+    """Squared error (S, B) of the nearest codes."""
+    off = x_ESB - (scale * _ranged_codes(x_ESB, scale, minimum, kind) - minimum)
+    return _total(_weighted(off * off, w_ESB))
+
+
 def _signed_codes(x_ESB: Floats, scale: Floats, kind: Signed) -> Floats:
     """Codes less the zero."""
     return _round(_clamp(x_ESB * _inverse(scale), -kind.zero, kind.zero - 1))
+
+
+def _signed_error(x_ESB: Floats, w_ESB: Floats | None, scale: Floats, kind: Signed) -> Floats:
+    """Squared error (S, B) of the nearest codes."""
+    off = x_ESB - scale * _signed_codes(x_ESB, scale, kind)
+    return _total(_weighted(off * off, w_ESB))
 
 
 def _lanes(x: Floats, sub_block: int) -> Floats:

@@ -67,7 +67,11 @@ def _to_f32(x: Floats, importance: Floats | None = None) -> Bytes:
 
 
 def _from_f16(raw: Bytes) -> Floats:
-    return raw.view(np.float16).astype(np.float32)
+    library = native.library()
+    if library is None:
+        return raw.view(np.float16).astype(np.float32)
+    x = native.dequantize(library, "f16", np.ascontiguousarray(raw).reshape(raw.size // 2, 2), 1)
+    return x.reshape(*raw.shape[:-1], raw.shape[-1] // 2)
 
 
 def _to_f16(x: Floats, importance: Floats | None = None) -> Bytes:
@@ -105,6 +109,8 @@ def _quantize(kind: BlockType, x: Floats, importance: Floats | None = None) -> B
     length = x.shape[-1]
     columns = None if importance is None else _relative(importance, length)
     num_bytes = STORAGE[kind.name].row_bytes(length)
+    if x.size == 0:
+        return np.empty((*x.shape[:-1], num_bytes), np.uint8)
     if library is not None:
         _check_fits(native.largest(library, x), kind)
         rows = x.reshape(math.prod(x.shape[:-1]), length)

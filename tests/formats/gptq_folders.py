@@ -73,7 +73,7 @@ def make_layer(
     return Made(
         codes=generator.integers(0, 2**bits, (inputs, outputs)),
         zeros=zeros,
-        scales=generator.uniform(0.001, 0.1, (count, outputs)).astype(np.float16),
+        scales=(generator.uniform(0.1, 0.5, (count, outputs)) / 2**bits).astype(np.float16),
         groups=generator.permutation(groups) if act_order else groups,
     )
 

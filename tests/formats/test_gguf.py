@@ -219,6 +219,50 @@ def test_missing_keys_have_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("skip", "key", "kind"),
+    [
+        ("block_count", "llama.block_count", kind)
+        for kind in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+    ]
+    + [
+        (name, key, kind)
+        for name, key in (
+            ("rms_epsilon", "llama.attention.layer_norm_rms_epsilon"),
+            ("freq_base", "llama.rope.freq_base"),
+        )
+        for kind in ("float32", "float64")
+    ],
+)
+def test_numbers_of_every_width(tmp_path: Path, skip: str, key: str, kind: str) -> None:
+    checkpoint = make_checkpoint(rope_theta=12345.678, norm_eps=1e-6)
+    value = {"block_count": 2, "rms_epsilon": 1e-6, "freq_base": 12345.678}[skip]
+    write_reference(checkpoint, tmp_path / "a.gguf", (skip,), **{key: (kind, value)})
+    assert open_checkpoint(tmp_path / "a.gguf").config == checkpoint.config
+
+
+@pytest.mark.parametrize("name", gguf.FILE_TYPES)
+def test_file_types_are_llama_cpps(tmp_path: Path, name: str) -> None:
+    checkpoint = make_checkpoint()
+    gguf.write(checkpoint, tmp_path / "a.gguf", file_type=name)
+    value = reference.GGUFReader(tmp_path / "a.gguf").fields["general.file_type"].contents()
+    assert (
+        reference.LlamaFileType(value).name == f"{'ALL' if value == 0 else 'MOSTLY'}_{name.upper()}"
+    )
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_the_file_type_of_one_storage_type(tmp_path: Path, dtype: str) -> None:
+    checkpoint = make_checkpoint(dim=256, ffn_dim=256, num_layers=1)
+    save_checkpoint(checkpoint, tmp_path / "a.gguf", "gguf", dtype=dtype, pure=True)
+    again = open_checkpoint(tmp_path / "a.gguf")
+    gguf.write(again, tmp_path / "b.gguf")  # which is not told
+    for path in ("a.gguf", "b.gguf"):
+        value = reference.GGUFReader(tmp_path / path).fields["general.file_type"].contents()
+        name = reference.LlamaFileType(value).name.lower().split("_", 1)[1]
+        assert name in (dtype, f"{dtype}_s"), path
+
+
+@pytest.mark.parametrize(
     ("skip", "extra", "message"),
     [
         (

@@ -279,7 +279,7 @@ def test_another_models_tokenizer_is_not_replaced(tmp_path: Path) -> None:
     llama2c.write(checkpoint, tmp_path / "a.bin")
     llama2c.write(checkpoint, tmp_path / "b.bin")  # whose tokenizer is the same
     (tmp_path / "tokenizer.bin").write_bytes(b"other")
-    with pytest.raises(ValueError, match="tokenizer.bin is another model's"):
+    with pytest.raises(ValueError, match=r"tokenizer\.bin is another model's"):
         llama2c.write(checkpoint, tmp_path / "c.bin")
     assert not (tmp_path / "c.bin").exists()
     llama2c.write(replace(checkpoint, load_vocabulary=lambda: None), tmp_path / "c.bin")

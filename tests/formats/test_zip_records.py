@@ -51,10 +51,10 @@ def test_reads_what_torch_writes(tmp_path: Path) -> None:
 
 
 def test_numbers_of_64_bits(path: Path) -> None:
-    """As they stand where a record or the directory is beyond 4 GB: all moved to the wide fields."""
+    """As they stand for a record or directory beyond 4 GB: all moved to the wide fields."""
     data = path.read_bytes()
     end = data.index(b"PK\5\6")
-    count, size, begin = struct.unpack_from("<10xHII", data, end)
+    count, _, begin = struct.unpack_from("<10xHII", data, end)
     central = b""
     at = begin
     for _ in range(count):

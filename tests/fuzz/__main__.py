@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -100,8 +101,6 @@ def _keep(name: str, seed: int, index: int, offence: str, out: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         model = Model(name, Path(folder))
-        import random
-
         with model.damaged(random.Random(f"{seed} {name} {index}")):
             shutil.copytree(folder, target)
     (target / "offence.json").write_text(json.dumps({"offence": offence}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Whole models in every format, for the fuzzer to damage: small, but with all that a file can hold."""
+"""Whole models in every format, for the fuzzer to damage: small, with all that files can hold."""
 
 from __future__ import annotations
 

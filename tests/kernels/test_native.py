@@ -68,6 +68,12 @@ def test_every_half_is_read_and_written(library: ctypes.CDLL) -> None:
     expected = halves.view(np.float16).astype(np.float32) + np.float32(0)  # -0 + 0 is 0
     np.testing.assert_array_equal(x[:, 0].view("u4"), expected.view("u4"))
 
+    every = np.arange(1 << 16, dtype=np.uint16)
+    x = native.dequantize(library, "f16", every.view(np.uint8).reshape(-1, 2), 1)[:, 0]
+    np.testing.assert_array_equal(
+        x.view("u4"), every.view(np.float16).astype(np.float32).view("u4")
+    )
+
     steps = np.sort(expected[expected >= 0])
     between = (steps[1:] / 2 + steps[:-1] / 2)[:, None] * np.ones(32, np.float32)
     for values in (between, np.nextafter(between, 0), np.nextafter(between, 1e9), -between):

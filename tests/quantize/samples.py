@@ -37,8 +37,9 @@ def random_blocks(kind: BlockType, count: int = 300) -> np.ndarray:
 
 
 def weights(kind: str, rows: int = 24, columns: int = 512) -> np.ndarray:
-    """A matrix of one kind of `WEIGHTS`."""
-    return WEIGHTS[kind](np.random.default_rng(11), (rows, columns)).astype(np.float32)
+    """A matrix of one kind of `WEIGHTS`, without -0."""
+    x = WEIGHTS[kind](np.random.default_rng(11), (rows, columns)).astype(np.float32)
+    return x + np.float32(0)
 
 
 def _outliers(rng, shape):
@@ -53,6 +54,9 @@ WEIGHTS = {
     "heavy tails": lambda rng, shape: rng.standard_t(3, shape) * 0.02,
     "outlier rows and columns": _outliers,
     "halves": lambda rng, shape: rng.integers(-16, 17, shape) / 2,
+    "halves of Q8_0": lambda rng, shape: np.where(
+        np.arange(shape[1]) % 32, rng.integers(-253, 254, shape) / 2, 127
+    ),
     "sparse": lambda rng, shape: rng.standard_normal(shape) * (rng.random(shape) < 0.05),
     "constant rows": lambda rng, shape: rng.standard_normal((shape[0], 1)) * np.ones(shape),
     "positive": lambda rng, shape: rng.random(shape) + 1,

@@ -69,6 +69,12 @@ def test_importance_that_does_not_fit(side: str) -> None:
             STORAGE["q4_k"].quantize(x, bad)
 
 
+def test_columns_of_no_importance_still_count_a_little() -> None:
+    relative = storage._relative(np.array([0, 6, 0, 2], np.float32), 4)
+    np.testing.assert_array_equal(relative, np.array([1e-4, 3, 1e-4, 1], np.float32))
+    np.testing.assert_array_equal(storage._relative(np.zeros(4, np.float32), 4), np.ones(4))
+
+
 @pytest.mark.parametrize("source", ["f16", "q8_0"])
 @pytest.mark.parametrize("target", ["f32", "q5_0", "q3_k"])
 def test_rows_are_restored_in_chunks(

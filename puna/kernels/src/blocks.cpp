@@ -1,4 +1,4 @@
-// GGML's blocks of 32, as `puna/quantize/blocks.py` defines them.
+// GGML's blocks of 32, as `puna/quantize/blocks.py` defines them, and f16.
 
 #include <cmath>
 
@@ -94,6 +94,11 @@ float ranged_codes(const float* x, float& m, int32_t* codes) {
 }
 
 }  // namespace
+
+// Plain f16 numbers, blocks of one.
+PUNA_DEQUANTIZE(f16) {
+    for (int64_t i = 0; i < num_blocks; i++) out[i] = load_half(in + 2 * i);
+}
 
 PUNA_DEQUANTIZE(q4_0) {
     int32_t codes[SIZE];

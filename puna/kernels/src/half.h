@@ -1,4 +1,5 @@
-// f16 numbers as bits: to float32 exactly, from it rounded to nearest, ties to even.
+// f16 numbers as bits: to float32 exactly, from it rounded to nearest, ties to even. Little-endian,
+// as numpy's views of stored bytes are too.
 #pragma once
 
 #include <cstdint>
@@ -18,19 +19,20 @@ inline float float_of(uint32_t bits) {
     return value;
 }
 
-inline uint16_t load_u16(const uint8_t* at) { return uint16_t(at[0] | at[1] << 8); }
-
-inline void store_u16(uint8_t* at, uint16_t bits) {
-    at[0] = uint8_t(bits);
-    at[1] = uint8_t(bits >> 8);
+inline uint16_t load_u16(const uint8_t* at) {
+    uint16_t bits;
+    std::memcpy(&bits, at, 2);
+    return bits;
 }
+
+inline void store_u16(uint8_t* at, uint16_t bits) { std::memcpy(at, &bits, 2); }
 
 inline float from_half(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16;
     const uint32_t rest = uint32_t(half & 0x7fff) << 13;
-    if (rest >= 0x0f800000) return float_of(sign | 0x70000000 | rest);  // infinite, or no number
     // The exponent's bias is 112 less; the product is exact, for subnormal numbers too.
-    return float_of(sign | bits_of(float_of(rest) * 0x1p112f));
+    const uint32_t number = bits_of(float_of(rest) * 0x1p112f);
+    return float_of(sign | (rest >= 0x0f800000 ? 0x70000000 | rest : number));  // infinite, or NaN
 }
 
 inline uint16_t to_half(float value) {

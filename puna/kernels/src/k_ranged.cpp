@@ -68,44 +68,53 @@ struct Search {
                 low = smaller(group.values(e, at), low);
                 high = larger(group.values(e, at), high);
             }
-            const Lanes width = high - low, w = load(sum_w + at), wx = load(sum_wx + at);
-            Lanes best = fill(-1), best_scale{}, best_offset = low;
+            const Lanes width = high - low;
+            Lanes error = fill(HUGE_VALF), best_scale{}, best_minimum{};
             for (const float at_low : clips) {
                 for (const float at_high : clips) {
                     const Lanes begin = smaller(low + at_low * width, Lanes{});
                     const Lanes end = high - at_high * width;
-                    const Sums sum = sums((end - begin) * float(1.0 / TOP), 0 - begin, at);
-                    const Lanes product = w * sum.cc;
-                    const Lanes determinant = product - sum.c * sum.c;
-                    auto line = determinant > 1e-4f * product;
-                    const Lanes by = 1.0f / (line ? determinant : fill(1));
-                    Lanes scale = (w * sum.xc - wx * sum.c) * by;
-                    Lanes offset = (sum.cc * wx - sum.c * sum.xc) * by;
-                    line &= offset <= 0.0f;
-                    scale = line ? scale : ratio(sum.xc, sum.cc);
-                    offset = line ? offset : Lanes{};
-                    const Lanes gain = scale * sum.xc + offset * wx;
-                    const auto better = (gain > best) & (scale > 0.0f);
-                    best = better ? gain : best;
+                    Lanes scale = (end - begin) * float(1.0 / TOP);
+                    const Lanes minimum = fit_line(sums(scale, 0 - begin, at), at, scale);
+                    const Lanes new_error = errors(scale, minimum, at);
+                    const auto better = (new_error < error) & (scale >= 0.0f);
+                    error = better ? new_error : error;
                     best_scale = better ? scale : best_scale;
-                    best_offset = better ? offset : best_offset;
+                    best_minimum = better ? minimum : best_minimum;
                 }
             }
             store(found.scale + at, best_scale);
-            store(found.minimum + at, 0 - best_offset);
+            store(found.minimum + at, best_minimum);
         }
+    }
+
+    // Least squares of x ~ scale * code - minimum: changes the scale, gives the minimum.
+    Lanes fit_line(Sums sum, int at, Lanes& scale) const {
+        const Lanes w = load(sum_w + at), wx = load(sum_wx + at);
+        const Lanes product = w * sum.cc;
+        const Lanes determinant = product - sum.c * sum.c;
+        const auto line = determinant > 1e-4f * product;
+        const Lanes by = 1.0f / (line ? determinant : fill(1));
+        Lanes slope = (w * sum.xc - wx * sum.c) * by;
+        const Lanes offset = (sum.cc * wx - sum.c * sum.xc) * by;
+        slope = offset > 0.0f ? ratio(sum.xc, sum.cc) : slope;
+        const Lanes shift = (wx - scale * sum.c) / w;
+        scale = line ? slope : scale;
+        return 0 - smaller(line ? offset : shift, Lanes{});
     }
 
     // The best neighbours of `from`, with their errors.
     void try_neighbours(const Integers& from, Integers& found) const {
         for (int at = 0; at < LANES; at += WIDTH) {
+            const Lanes block_d = load(d + at), block_dmin = load(dmin + at);
             const Lanes old_scale = load(from.scale + at), old_minimum = load(from.minimum + at);
             Lanes error = fill(HUGE_VALF), best_scale = old_scale, best_minimum = old_minimum;
             for (const float scale_step : {0.0f, -1.0f, 1.0f}) {
                 for (const float minimum_step : {0.0f, -1.0f, 1.0f}) {
                     const Lanes new_scale = clamp(old_scale + scale_step, 0, MAX_SCALE);
                     const Lanes new_minimum = clamp(old_minimum + minimum_step, 0, MAX_SCALE);
-                    const Lanes new_error = errors(new_scale, new_minimum, at);
+                    const Lanes new_error =
+                        errors(block_d * new_scale, block_dmin * new_minimum, at);
                     const auto better = new_error < error;
                     error = better ? new_error : error;
                     best_scale = better ? new_scale : best_scale;
@@ -118,8 +127,7 @@ struct Search {
         }
     }
 
-    Lanes errors(Lanes scales, Lanes minimums, int at) const {
-        const Lanes scale = load(d + at) * scales, minimum = load(dmin + at) * minimums;
+    Lanes errors(Lanes scale, Lanes minimum, int at) const {
         const Lanes by = inverse(scale);
         Lanes error{};
         for (int e = 0; e < E; e++) {
@@ -155,9 +163,10 @@ struct Search {
             const bool both = determinant > 1e-9 * aa * bb;
             const double by = 1 / (both ? determinant : 1);
             const float fit = float(both ? (xa * bb - xb * ab) * by : aa > 0 ? xa / aa : 0);
-            const float fit_min = float(both ? (xa * ab - xb * aa) * by : 0);
+            const double alone = aa > 0 || !(bb > 0) ? 0 : -(xb / bb);
+            const float fit_min = float(both ? (xa * ab - xb * aa) * by : alone);
             const bool usable =
-                fit > 0 && fit <= HALF_MAX && fit_min >= 0 && fit_min <= HALF_MAX;
+                fit >= 0 && fit <= HALF_MAX && fit_min >= 0 && fit_min <= HALF_MAX;
             for (int lane = first; lane < first + Blocks::SUBS; lane++) {
                 new_d[lane] = usable ? from_half(to_half(fit)) : d[lane];
                 new_dmin[lane] = usable ? from_half(to_half(fit_min)) : dmin[lane];
