@@ -221,6 +221,20 @@ def test_interrupted_conversion_leaves_nothing(
         assert list(tmp_path.iterdir()) == []
 
 
+def test_slow_quantizing_without_native_code_is_said(
+    run: Run, tmp_path: Path, cria: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.kernels.native.library", lambda: None)
+    _, _, err = run("convert", cria, tmp_path / "a.gguf", "--dtype", "q8_0")
+    assert err.count("native code is not compiled") == 1
+    _, _, err = run("convert", cria, tmp_path / "b.gguf", "--dtype", "bf16")
+    assert "native code" not in err
+    monkeypatch.undo()
+    _, _, err = run("convert", cria, tmp_path / "c.gguf", "--dtype", "q8_0")
+    assert "native code" not in err
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "c.gguf").read_bytes()
+
+
 def test_missing_torch_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in ("puna.engine.generate", "puna.formats.network"):

@@ -15,7 +15,8 @@ from puna.formats import FORMATS, save_checkpoint
 from puna.formats.adapters import merged, open_adapter
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.imatrix import read_importance
-from puna.quantize.mixes import NAMES
+from puna.kernels import native
+from puna.quantize.mixes import FLOATS, NAMES
 
 _WRITABLE = [row.name for row in FORMATS.values() if row.write is not None]
 
@@ -117,6 +118,13 @@ def write(
     """Saves with a progress bar, and says on standard error what was lost and where it is."""
     if destination.exists() and destination.resolve() == checkpoint.path.resolve():
         raise ValueError(f"{destination} is the source itself; choose another name")
+    kinds = {options.get("dtype"), *(tensor.dtype for tensor in checkpoint.tensors.values())}
+    if kinds - {None, *FLOATS} and not native.available():
+        click.echo(
+            "note: Puna's native code is not compiled here, so quantizing takes many times longer; "
+            "install g++ or clang++, then Puna again",
+            err=True,
+        )
     with bar(label, total=len(checkpoint.tensors)) as advance:
         notes = save_checkpoint(
             checkpoint, destination, format_name, on_tensor=lambda name: advance(), **options
