@@ -65,17 +65,8 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def puna_convert(source: Path, destination: Path) -> list[str]:
-    arguments = [
-        "convert",
-        source,
-        destination,
-        "--format",
-        "gguf",
-        "--dtype",
-        "q4_k_m",
-        "--overwrite",
-    ]
-    return [sys.executable, "-m", "puna", *map(str, arguments)]
+    options = "--format gguf --dtype q4_k_m --overwrite".split()
+    return [sys.executable, "-m", "puna", "convert", str(source), str(destination), *options]
 
 
 def llama_cpp_quantize(source: Path, destination: Path) -> list[str]:
