@@ -65,7 +65,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def puna_convert(source: Path, destination: Path) -> list[str]:
-    options = "--format gguf --dtype q4_k_m --overwrite".split()
+    options = ["--format", "gguf", "--dtype", "q4_k_m", "--overwrite"]
     return [sys.executable, "-m", "puna", "convert", str(source), str(destination), *options]
 
 
