@@ -38,7 +38,7 @@ def read_json(data: bytes) -> Vocabulary:
 
 def _vocabulary(root: dict[str, Any]) -> Vocabulary:
     model = root["model"]
-    vocab: dict[str, int] = dict(model["vocab"])
+    vocab: dict[str, int] = {**model["vocab"]}  # a TypeError unless it is an object
     merges = [_merge(item) for item in model["merges"]]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         problem = "it is not a SentencePiece-style BPE with byte fallback, as Llama 2's is"
@@ -47,7 +47,9 @@ def _vocabulary(root: dict[str, Any]) -> Vocabulary:
     for piece, item in added.items():
         vocab.setdefault(piece, item["id"])
     size = len(vocab)
-    if sorted(vocab.values()) != list(range(size)):
+    if not all(type(token) is int for token in vocab.values()) or (
+        sorted(vocab.values()) != list(range(size))
+    ):
         raise VocabularyError("the ids are not 0, 1, 2, ...", "vocab")
     pieces = tuple(sorted(vocab, key=vocab.__getitem__))
     try:

@@ -168,6 +168,10 @@ def test_damaged_json_structures_raise_only_value_errors(vocabulary: Vocabulary)
                     replaced += 1
             at[key] = old
     assert replaced > 50
+    for vocab in ([[]], [["<unk>", 0]], "", {"<unk>": 0.0}, {"<unk>": False}):
+        root["model"]["vocab"] = vocab
+        with pytest.raises(VocabularyError, match=r"damaged|ids"):
+            read_json(json.dumps(root).encode())
     for data in (b"", b"[]", b"5", b"null", b'{"model": []}', b"[" * 100_000):
         with pytest.raises(ValueError, match=r"JSON|damaged"):
             read_json(data)
