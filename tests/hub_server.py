@@ -53,7 +53,7 @@ class Hub:
     wrong: set[str] = field(default_factory=set)  # paths whose bytes are served damaged
     claimed_sizes: dict[str, int] = field(default_factory=dict)
     ranges: bool = True
-    delay: float = 0.0  # seconds a block of 64 KiB, so that a test can interrupt
+    stall: bool = False  # the last block of 64 KiB of a large file does not come
     url: str = ""
     cdn_url: str = ""
 
@@ -232,9 +232,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             sent = data if cut is None else data[:cut]
             for begin in range(0, len(sent), 1 << 16):
+                if self.hub.stall and begin and begin + (1 << 16) >= len(sent):
+                    threading.Event().wait(60)
                 self.wfile.write(sent[begin : begin + (1 << 16)])
-                if self.hub.delay:
-                    threading.Event().wait(self.hub.delay)
         except OSError:  # the client has gone
             self.close_connection = True
         if cut is not None:

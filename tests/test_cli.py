@@ -237,9 +237,23 @@ def test_slow_quantizing_without_native_code_is_said(
 
 def test_missing_torch_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    for name in ("puna.engine.generate", "puna.formats.network"):
+    for name in ("puna.engine.torch_runner", "puna.formats.network"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert is_one_clear_line(*run("complete"), "torch", "puna[train]")
+    assert is_one_clear_line(*run("complete", "--device", "cuda"), "torch", "puna[train]")
+
+
+def test_without_native_code_torch_answers_or_is_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("complete", "--temperature", "0", "--max-tokens", "8", "--dtype", "fp32")
+    _, native_text, native_err = run(*arguments)
+    assert native_err == ""
+    monkeypatch.setattr("puna.kernels.native.library", lambda: None)
+    code, text, err = run(*arguments)
+    assert (code, text) == (0, native_text)
+    assert "native code was not built" in err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert is_one_clear_line(*run(*arguments), "C++ compiler", "puna[train]")
 
 
 def test_closed_pipe_is_quiet() -> None:

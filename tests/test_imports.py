@@ -93,3 +93,32 @@ assert "torch" in sys.modules
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["complete", "--max-tokens", "4"],
+        ["chat", "--max-tokens", "4"],
+        ["info", "cria"],
+        ["convert", "cria", "OUT", "--format", "gguf", "--dtype", "q8_0"],
+        ["quantize", "cria", "OUT", "--to", "q4_k_m"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_that_need_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    program = f"""
+import sys
+from puna.cli import main
+sys.argv = ["puna", *{[a.replace("OUT", str(tmp_path / "out.gguf")) for a in arguments]!r}]
+try:
+    main()
+except SystemExit as left:
+    assert not left.code, left.code
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, input="Hello!\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.commands.models import load
+from puna.commands.models import load_network, load_runner
 from puna.engine.generate import Completion
-from puna.engine.sampling import Sampling
+from puna.engine.params import SamplingParams
 from puna.formats import open_checkpoint, save_checkpoint
 
 
@@ -17,11 +17,11 @@ def greedy(path: Path) -> str:
     checkpoint = open_checkpoint(path)
     tokenizer = checkpoint.tokenizer()
     completion = Completion(
-        load(checkpoint, "cpu", "fp32"),
+        load_runner(checkpoint, "cpu", "fp32"),
         tokenizer,
         tokenizer.encode("", bos=True),
         200,
-        Sampling(temperature=0),
+        SamplingParams(temperature=0),
     )
     return "".join(completion)
 
@@ -67,6 +67,6 @@ def test_q8_0_differs_only_as_its_weights_do(original: Path, tmp_path: Path) -> 
     rounded = open_checkpoint(tmp_path / "q8")
     save_checkpoint(rounded, tmp_path / "f32", "hf", dtype="f32")
     assert greedy(tmp_path / "q8") == greedy(tmp_path / "f32")
-    exact = load(open_checkpoint(original), "cpu", "fp32").state_dict()
-    for name, weight in load(rounded, "cpu", "fp32").state_dict().items():
+    exact = load_network(open_checkpoint(original), "cpu", "fp32").state_dict()
+    for name, weight in load_network(rounded, "cpu", "fp32").state_dict().items():
         assert torch.dist(weight, exact[name]) < 0.01 * exact[name].norm()

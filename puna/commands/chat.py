@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.chat import TAGS, Message, encode_dialog, fit
-from puna.commands.models import load, resolve
+from puna.commands.models import load_runner, resolve
 from puna.commands.options import model_options, sampling_options
-from puna.engine.sampling import Sampling
+from puna.engine.params import SamplingParams
 from puna.formats.files import atomic_file
 from puna.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from puna.model import Llama
+    from puna.engine.batch import Runner
 
 _MIN_ANSWER = 32  # tokens of the context that are kept free for the answer, at least
 
@@ -28,9 +28,9 @@ _MIN_ANSWER = 32  # tokens of the context that are kept free for the answer, at 
 class Conversation:
     """A dialog with a model; `ask` extends it."""
 
-    model: Llama
+    runner: Runner
     tokenizer: Tokenizer
-    sampling: Sampling
+    sampling: SamplingParams
     max_tokens: int
     stops: Sequence[str]
     dialog: list[Message] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Conversation:
         from puna.engine.generate import Completion
 
         asked = [*self.dialog, Message("user", text)]
-        room = min(self.max_tokens, max(_MIN_ANSWER, self.model.config.context_length // 4))
-        kept, encoded = fit(self.tokenizer, asked, self.model.config.context_length - room)
+        room = min(self.max_tokens, max(_MIN_ANSWER, self.runner.config.context_length // 4))
+        kept, encoded = fit(self.tokenizer, asked, self.runner.config.context_length - room)
         # A tag that the model writes would forge a turn when it is read again: it ends the answer.
         stops = (*TAGS, *self.stops)
         answer = Completion(
-            self.model, self.tokenizer, encoded.ids, self.max_tokens, self.sampling, stops
+            self.runner, self.tokenizer, encoded.ids, self.max_tokens, self.sampling, stops
         )
         try:
             for piece in answer:
@@ -80,7 +80,7 @@ def chat(
     tokenizer: Path | None,
     device: str,
     dtype: str,
-    sampling: Sampling,
+    sampling: SamplingParams,
     max_tokens: int,
     stop: tuple[str, ...],
     system: str,
@@ -95,8 +95,8 @@ def chat(
         model = name
     checkpoint = resolve(model, tokenizer)
     encoder = checkpoint.tokenizer()
-    network = load(checkpoint, device, dtype)
-    conversation = Conversation(network, encoder, sampling, max_tokens, stop)
+    runner = load_runner(checkpoint, device, dtype)
+    conversation = Conversation(runner, encoder, sampling, max_tokens, stop)
     conversation.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from puna.commands.models import load, resolve
+from puna.commands.models import load_runner, resolve
 from puna.commands.options import json_option, model_options, sampling_options
-from puna.engine.sampling import Sampling
+from puna.engine.params import SamplingParams
 
 
 @click.command()
@@ -28,7 +28,7 @@ def complete(
     tokenizer: Path | None,
     device: str,
     dtype: str,
-    sampling: Sampling,
+    sampling: SamplingParams,
     max_tokens: int,
     stop: tuple[str, ...],
     echo: bool,
@@ -44,7 +44,7 @@ def complete(
     from puna.engine.generate import Completion
 
     completion = Completion(
-        load(checkpoint, device, dtype),
+        load_runner(checkpoint, device, dtype),
         encoder,
         ids,
         max_tokens,

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from puna.commands.models import load
+from puna.commands.models import load_network
 from puna.commands.progress import bar
 from puna.commands.render import human_bytes
 from puna.data.text import documents
@@ -66,18 +66,18 @@ def measure(
         rows = []
         for label, checkpoint in models:
             windows = _windows(checkpoint, scope)
-            logits = network_logits(load(checkpoint, device, dtype))
+            logits = network_logits(load_network(checkpoint, device, dtype))
             with bar(label, total=len(windows)) as advance:
                 found = perplexity(logits, windows, on_window=lambda so_far: advance())
             rows.append(_row(label, checkpoint, found.value, found.error))
         return rows
     base_label, base = original
     windows = _windows(base, scope)
-    base_network = load(base, device, dtype)
+    base_network = load_network(base, device, dtype)
     rows = []
     for label, checkpoint in models:
         _check_same_text(base, checkpoint, label)
-        network = load(checkpoint, device, dtype)
+        network = load_network(checkpoint, device, dtype)
         with bar(label, total=len(windows)) as advance:
             pair = compare(
                 network_logits(base_network),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from puna.catalog import find
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.names import HubName, parse
+from puna.kernels import native
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
+    from puna.engine.batch import Runner
     from puna.model import Llama
 
 SHIPPED = ("cria",)
@@ -88,7 +93,7 @@ def shipped_path(name: str) -> Path:
     return Path(str(files("puna") / "models" / f"{name}.gguf"))
 
 
-def load(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
+def load_network(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
     """The network of a checkpoint, on a device, ready to run."""
     import torch
 
@@ -96,9 +101,38 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
 
     if checkpoint.config.num_parameters < _SMALL:
         torch.set_num_threads(1)
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+    types["fp16"] = torch.float16
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None
     return load_model(checkpoint, device=device, dtype=types[dtype]).eval()
+
+
+def load_runner(checkpoint: Checkpoint, device: str, dtype: str) -> Runner:
+    """What generates with a checkpoint, with pages for one whole context.
+
+    On a CPU that is native code, and `dtype` "auto" means as stored; elsewhere, and without native
+    code, the network, which is said.
+    """
+    context = checkpoint.config.context_length
+    if device == "cpu" and native.available():
+        from puna.engine.native_runner import NativeRunner
+
+        stored = {"auto": None, "fp32": "f32", "bf16": "bf16", "fp16": "f16"}[dtype]
+        num_pages = -(-context // NativeRunner.page_size)
+        num_threads = 1 if checkpoint.config.num_parameters < _SMALL else None
+        return NativeRunner(checkpoint, num_pages=num_pages, dtype=stored, num_threads=num_threads)
+    if device == "cpu":
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError(
+                "native code was not built and there is no torch; install a C++ compiler (g++) "
+                "and Puna again, or puna[train]"
+            )
+        click.echo("native code was not built; running on torch, which is slower", err=True)
+
+    from puna.engine.torch_runner import TorchRunner
+
+    network = load_network(checkpoint, device, dtype)
+    return TorchRunner(network, num_pages=-(-context // TorchRunner.page_size))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from puna.commands.measure import Scope
-from puna.engine.sampling import Sampling
+from puna.engine.params import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,8 +44,8 @@ def compute_options(function: F) -> F:
     return _all(
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
         click.option(
-            "--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
-            show_default=True, help="Type that weights are computed in.",
+            "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
+            show_default=True, help="Type of the weights; auto: as stored, where that can be run.",
         ),
     )(function)  # fmt: skip
 
@@ -86,7 +86,7 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
     def command(
         temperature: float, top_k: int, top_p: float, seed: int | None, **others: Any
     ) -> None:
-        function(sampling=Sampling(temperature, top_k, top_p, seed), **others)
+        function(sampling=SamplingParams(temperature, top_k, top_p, seed), **others)
 
     return _all(
         click.option(

@@ -6,23 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from puna.engine.cache import KVCache
-from puna.engine.sampling import Sampling, choose
+from puna.engine.batch import Batch, Runner
+from puna.engine.params import SamplingParams
+from puna.engine.sampling import choose, fresh_seed
 from puna.engine.stopping import StopStrings
-from puna.heads import next_token_logits
-from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
+_CHUNK = 256  # prompt tokens of a step
 
-@torch.inference_mode()
+
 def generate_ids(
-    model: Llama,
+    runner: Runner,
     prompt: Sequence[int],
     *,
     max_tokens: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     num_pieces: int | None = None,
 ) -> Iterator[int]:
     """Yields up to `max_tokens` new ids, fewer where the context is full.
@@ -30,27 +29,34 @@ def generate_ids(
     Ids from `num_pieces` on (padding rows of the embedding) are never chosen. Raises ValueError
     for an empty prompt and for one that leaves no room in the context.
     """
-    context = model.config.context_length
+    context = runner.config.context_length
     if not prompt:
         raise ValueError("the prompt has no tokens, not even BOS")
     if len(prompt) >= context:
         raise ValueError(
             f"the prompt has {len(prompt)} tokens, the model's context holds {context}; shorten it"
         )
-    generator = np.random.default_rng(sampling.seed)
-    weight = model.norm.weight
-    capacity = min(context, len(prompt) + max_tokens)
-    cache = KVCache(model.config, capacity=capacity, device=weight.device, dtype=weight.dtype)
-    ids = list(prompt)
+    seed = fresh_seed() if sampling.seed is None else sampling.seed
+    ids, length = list(prompt), 0
     for _ in range(min(max_tokens, context - len(prompt))):
-        tokens = torch.tensor([ids[cache.length :]], device=weight.device)
-        positions = torch.arange(cache.length, len(ids), device=weight.device)[None]
-        hidden = model(tokens, positions, cache.attend)
-        cache.advance(tokens.shape[1])
-        logits = next_token_logits(model, hidden[0, -1]).float().cpu().numpy()
-        token = choose(logits[:num_pieces], sampling, generator)
+        while length < len(ids):
+            end = min(len(ids), length + _CHUNK)
+            logits = runner.step(_rows(runner, ids, length, end))[0]
+            length = end
+        token = choose(logits[:num_pieces], sampling, prompt, ids[len(prompt) :], seed=seed)
         ids.append(token)
         yield token
+
+
+def _rows(runner: Runner, ids: Sequence[int], begin: int, end: int) -> Batch:
+    """The tokens of one sequence from `begin` to `end`, in the runner's first pages."""
+    return Batch(
+        tokens=np.array(ids[begin:end], np.int32),
+        positions=np.arange(begin, end, dtype=np.int32),
+        sequences=np.zeros(end - begin, np.int32),
+        tables=np.arange(-(-end // runner.page_size), dtype=np.int32)[None],
+        outputs=np.array([end - begin - 1], np.int32),
+    )
 
 
 @dataclass
@@ -60,11 +66,11 @@ class Completion:
     `finish_reason` is `stop` (EOS or a stop string) or `length` (max_tokens, or the context full).
     """
 
-    model: Llama
+    runner: Runner
     tokenizer: Tokenizer
     prompt: Sequence[int]
     max_tokens: int
-    sampling: Sampling
+    sampling: SamplingParams
     stops: Sequence[str] = ()
     strip_space: bool = True
     text: str = ""
@@ -75,7 +81,7 @@ class Completion:
         decoder = self.tokenizer.stream(strip_space=self.strip_space)
         stopping = StopStrings(self.stops)
         tokens = generate_ids(
-            self.model,
+            self.runner,
             self.prompt,
             max_tokens=self.max_tokens,
             sampling=self.sampling,

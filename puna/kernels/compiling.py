@@ -16,22 +16,38 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
-# Instruction sets by machine, the one that any such processor has first.
+# Instruction sets by machine, the one that any such processor has first, and the compiler's flags.
 LEVELS = {
-    "x86_64": ("x86-64", "x86-64-v3", "x86-64-v4"),  # SSE2, AVX2, AVX-512
+    "x86_64": {
+        "x86-64": ("-march=x86-64",),  # SSE2
+        "x86-64-v3": ("-march=x86-64-v3",),  # AVX2
+        "x86-64-v4": ("-march=x86-64-v4",),  # AVX-512
+        "x86-64-v4-vnni": ("-march=x86-64-v4", "-mavx512vnni"),
+    },
 }
 
 # No contraction: a fused multiply-add would round otherwise than the definitions in numpy.
 FLAGS = (
-    *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
-    *("-fPIC", "-shared", "-fvisibility=hidden", "-Wno-maybe-uninitialized"),
+    *("-std=c++20", "-O3", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
+    *(
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-Wno-maybe-uninitialized",
+        "-Wno-psabi",
+        "-pthread",
+    ),
 )
 
 
 def levels() -> tuple[str, ...]:
     """Instruction sets that libraries are made for on this machine."""
+    return tuple(_level_flags())
+
+
+def _level_flags() -> dict[str, tuple[str, ...]]:
     machine = platform.machine().replace("AMD64", "x86_64")
-    return LEVELS.get(machine, (machine,))
+    return LEVELS.get(machine, {machine: ()})
 
 
 def library_path(level: str, folder: Path = FOLDER) -> Path:
@@ -56,15 +72,14 @@ def compile_libraries(folder: Path = FOLDER) -> list[str]:
 def _compile(folder: Path, level: str) -> str | None:
     path = library_path(level, folder)
     unfinished = path.with_suffix(".partial")
-    machine = [f"-march={level}"] if platform.machine() in ("x86_64", "AMD64") else []
     sources = [str(source) for source in sorted((FOLDER / "src").glob("*.cpp"))]
     identity = f'-DPUNA_DIGEST="{digest()}"'
-    problem = "no C++ compiler"
+    problem = ""
     for compiler in [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]:
         command = [
             *shlex.split(compiler),
             *FLAGS,
-            *machine,
+            *_level_flags()[level],
             identity,
             *sources,
             "-o",
@@ -73,7 +88,7 @@ def _compile(folder: Path, level: str) -> str | None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            problem = f"{compiler}: {error.strerror}"
+            problem = problem or f"{compiler}: {error.strerror}"
             continue
         if done.returncode == 0 and unfinished.exists():
             unfinished.replace(path)

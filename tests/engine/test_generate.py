@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.attention import Attend, causal
-from puna.engine.cache import KVCache
+from puna.engine.batch import Batch
 from puna.engine.generate import Completion, generate_ids
-from puna.engine.sampling import Sampling, choose
+from puna.engine.params import SamplingParams
+from puna.engine.sampling import choose
+from puna.engine.torch_runner import TorchRunner
 from puna.heads import next_token_logits
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
 from tests.samples import positions_like, random_model, small_config, transformers_twin
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 PROMPT = [1, 17, 4, 33, 8]
 
 
@@ -29,43 +31,55 @@ def model() -> Llama:
     return random_model(small_config())
 
 
+def runner_of(model: Llama) -> TorchRunner:
+    return TorchRunner(model, num_pages=2)
+
+
 @pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 1, 1, 11], [19, 1]], ids=str)
-@torch.inference_mode()
 def test_a_cached_forward_equals_the_whole(model: Llama, chunks: list[int]) -> None:
     tokens = torch.randint(97, (1, 20), generator=torch.Generator().manual_seed(1))
-    whole = model(tokens, positions_like(tokens), causal)
-    cache = KVCache(model.config, capacity=24, device=torch.device("cpu"), dtype=torch.float32)
-    parts = []
-    for chunk, positions in zip(
-        tokens.split(chunks, dim=1), positions_like(tokens).split(chunks, dim=1), strict=True
-    ):
-        parts.append(model(chunk, positions, cache.attend))
-        cache.advance(chunk.shape[1])
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
-    assert cache.length == 20
+    with torch.inference_mode():
+        whole = next_token_logits(model, model(tokens, positions_like(tokens), causal))[0]
+    runner = TorchRunner(model, num_pages=4)
+    parts, begin = [], 0
+    for length in chunks:
+        rows = np.arange(begin, begin + length, dtype=np.int32)
+        batch = Batch(
+            tokens=tokens[0].numpy()[rows].astype(np.int32),
+            positions=rows,
+            sequences=np.zeros(length, np.int32),
+            tables=np.array([[3, 1]], np.int32),
+            outputs=np.arange(length, dtype=np.int32),
+        )
+        parts.append(runner.step(batch))
+        begin += length
+    np.testing.assert_allclose(np.concatenate(parts), whole.numpy(), rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
-def recomputed(model: Llama, prompt: list[int], count: int, sampling: Sampling) -> list[int]:
+def recomputed(model: Llama, prompt: list[int], count: int, sampling: SamplingParams) -> list[int]:
     """Every token from the whole sequence so far: no cache."""
-    generator = np.random.default_rng(sampling.seed)
+    assert sampling.seed is not None or sampling.temperature == 0
     ids = list(prompt)
     for _ in range(count):
         tokens = torch.tensor([ids])
         logits = next_token_logits(model, model(tokens, positions_like(tokens), causal))[0, -1]
-        ids.append(choose(logits.numpy(), sampling, generator))
+        output = ids[len(prompt) :]
+        ids.append(choose(logits.numpy(), sampling, prompt, output, seed=sampling.seed or 0))
     return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize(
     "sampling",
-    [GREEDY, Sampling(seed=3), Sampling(1.3, top_k=0, top_p=1.0, seed=4)],
+    [GREEDY, SamplingParams(seed=3), SamplingParams(1.3, top_k=0, top_p=1.0, seed=4)],
     ids=str,
 )
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 4}], ids=str)
-def test_cached_generation_equals_recomputing(sampling: Sampling, changes: dict[str, Any]) -> None:
+def test_cached_generation_equals_recomputing(
+    sampling: SamplingParams, changes: dict[str, Any]
+) -> None:
     model = random_model(small_config(**changes), seed=2)
-    ids = list(generate_ids(model, PROMPT, max_tokens=20, sampling=sampling))
+    ids = list(generate_ids(runner_of(model), PROMPT, max_tokens=20, sampling=sampling))
     assert ids == recomputed(model, PROMPT, 20, sampling)
     assert len(set(ids)) > 3
 
@@ -80,14 +94,14 @@ def test_greedy_equals_transformers(model: Llama) -> None:
         do_sample=False,
         pad_token_id=0,
     )
-    ids = list(generate_ids(model, PROMPT, max_tokens=20, sampling=GREEDY))
+    ids = list(generate_ids(runner_of(model), PROMPT, max_tokens=20, sampling=GREEDY))
     assert ids == expected[0, len(PROMPT) :].tolist()
 
 
 def test_seeds_reproduce(model: Llama) -> None:
     def run(seed: int | None) -> list[int]:
-        sampling = Sampling(temperature=1.5, top_p=1.0, seed=seed)
-        return list(generate_ids(model, PROMPT, max_tokens=20, sampling=sampling))
+        sampling = SamplingParams(temperature=1.5, top_p=1.0, seed=seed)
+        return list(generate_ids(runner_of(model), PROMPT, max_tokens=20, sampling=sampling))
 
     assert run(1) == run(1) != run(2)
     assert run(None) != run(None)
@@ -96,20 +110,22 @@ def test_seeds_reproduce(model: Llama) -> None:
 def test_the_context_bounds_the_length(model: Llama) -> None:
     context = model.config.context_length
     for count, room in ((5, 27), (31, 1)):
-        ids = list(generate_ids(model, [1] * count, max_tokens=999, sampling=GREEDY))
+        ids = list(generate_ids(runner_of(model), [1] * count, max_tokens=999, sampling=GREEDY))
         assert len(ids) == room == context - count
-    assert list(generate_ids(model, [1], max_tokens=0, sampling=GREEDY)) == []
+    assert list(generate_ids(runner_of(model), [1], max_tokens=0, sampling=GREEDY)) == []
     for prompt, message in (([], "no tokens"), ([1] * 32, "has 32 tokens"), ([1] * 40, "40")):
         with pytest.raises(ValueError, match=message):
-            next(generate_ids(model, prompt, max_tokens=5, sampling=GREEDY))
+            next(generate_ids(runner_of(model), prompt, max_tokens=5, sampling=GREEDY))
 
 
 def test_padding_rows_are_never_chosen(model: Llama) -> None:
-    high = Sampling(temperature=50.0, top_p=1.0, seed=0)
-    everything = list(generate_ids(model, PROMPT, max_tokens=27, sampling=high))
+    high = SamplingParams(temperature=50.0, top_p=1.0, seed=0)
+    everything = list(generate_ids(runner_of(model), PROMPT, max_tokens=27, sampling=high))
     assert max(everything) >= 40
     for sampling in (high, GREEDY):
-        ids = list(generate_ids(model, PROMPT, max_tokens=27, sampling=sampling, num_pieces=40))
+        ids = list(
+            generate_ids(runner_of(model), PROMPT, max_tokens=27, sampling=sampling, num_pieces=40)
+        )
         assert max(ids) < 40 and len(ids) == 27
 
 
@@ -129,7 +145,8 @@ def completion(tokenizer: Tokenizer, ids: list[int], **options: Any) -> Completi
     padding = -tokenizer.vocab_size % 8 + 8
     model = Scripted(ids, tokenizer.vocab_size + padding)
     values: dict[str, Any] = {"prompt": [1], "max_tokens": 50, "sampling": GREEDY}
-    return Completion(model, tokenizer, **values | options)
+    runner = TorchRunner(model, num_pages=20)
+    return Completion(runner, tokenizer, **values | options)
 
 
 TEXT = "A small child found 12 stones"
@@ -160,7 +177,7 @@ def test_a_completion_ends_at_max_tokens_or_the_context(tokenizer: Tokenizer) ->
     assert "".join(result) == tokenizer.decode(ids[:4])
     assert (result.ids, result.finish_reason) == (ids[:4], "length")
     result = completion(tokenizer, [*ids, 2])
-    result.model.config = dataclasses.replace(result.model.config, context_length=6)
+    result.runner.config = dataclasses.replace(result.runner.config, context_length=6)
     assert "".join(result) == tokenizer.decode(ids[:5])
     assert result.finish_reason == "length"
 

@@ -5,7 +5,8 @@
 // Which sources this library was made from.
 PUNA_EXPORT const char* puna_digest() { return PUNA_DIGEST; }
 
-// The best instruction set of those that libraries are built for: 0 any, 1 AVX2, 2 AVX-512.
+// The best instruction set of those that libraries are built for: 0 any, 1 AVX2, 2 AVX-512,
+// 3 its dot products of bytes.
 PUNA_EXPORT int puna_level() {
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -13,7 +14,8 @@ PUNA_EXPORT int puna_level() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    return avx2 && avx512 ? 2 : avx2 ? 1 : 0;
+    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    return avx2 && avx512 ? 2 + vnni : avx2 ? 1 : 0;
 #else
     return 0;
 #endif

@@ -1,0 +1,143 @@
+// Rows times a matrix of tiles. How the sums of a row are ordered depends on nothing but its length.
+#pragma once
+
+#include "tiles.h"
+
+namespace puna {
+
+// A matrix (rows, columns) in tiles; the last tile is filled up with zeros.
+struct Matrix {
+    const uint8_t* tiles;
+    int32_t kind, rows, columns, padding;
+
+    int64_t num_tiles() const { return (rows + TILE - 1) / TILE; }
+};
+
+// The same rows as floats (R, stride) and as codes (R, groups); of length a matrix's columns.
+struct Rows {
+    const float* floats;
+    const Group* groups;
+    int64_t stride, num_groups;
+    int count;
+};
+
+template <class Load, int N>
+inline void multiply_floats(const uint8_t* tile, int width, int columns, const Rows& x, int first,
+                            Floats* out, Load load) {
+    // Four sums of every fourth column each hide the latency of an addition.
+    Floats sums[N][4] = {};
+    int k = 0;
+    for (; k + 4 <= columns; k += 4) {
+        __builtin_prefetch(tile + 2048);
+        for (int i = 0; i < 4; i++, tile += width) {
+            const Floats weights = load(tile);
+            for (int n = 0; n < N; n++) {
+                const float value = x.floats[(first + n) * x.stride + k + i];
+                sums[n][i] = fma(weights, splat(value), sums[n][i]);
+            }
+        }
+    }
+    for (int i = 0; k < columns; k++, i++, tile += width) {
+        const Floats weights = load(tile);
+        for (int n = 0; n < N; n++) {
+            const float value = x.floats[(first + n) * x.stride + k];
+            sums[n][i] = fma(weights, splat(value), sums[n][i]);
+        }
+    }
+    for (int n = 0; n < N; n++) out[n] = (sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]);
+}
+
+template <class K, int N>
+inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int first,
+                           Floats* out) {
+    constexpr int SUBS = GROUP / K::SUB, PER_SUB = 8 / SUBS;
+    Floats sums[N] = {};
+    for (int block = 0; block < columns / K::BLOCK; block++, tile += BLOCK_BYTES<K>) {
+        const K head(tile);
+        for (int g = 0; g < K::BLOCK / GROUP; g++) {
+            const uint8_t* at = tile + K::HEAD + g * GROUP_BYTES<K::HIGH>;
+            if constexpr (N == 1) {
+                for (int line = 0; line < GROUP_BYTES<K::HIGH>; line += 64) {
+                    __builtin_prefetch(at + 4096 + line);
+                }
+            }
+            Bytes codes[8];
+            load_codes<K::HIGH>(at, codes);
+            for (int s = 0; s < SUBS; s++) {
+                const Floats scale = head.scale(tile, g * SUBS + s);
+                const Floats minimum = head.minimum(tile, g * SUBS + s);
+                for (int n = 0; n < N; n++) {
+                    const Group& in =
+                        x.groups[(first + n) * x.num_groups + block * (K::BLOCK / GROUP) + g];
+                    const int32_t total = SUBS == 1 ? in.sums[0] + in.sums[1] : in.sums[s];
+                    Ints products = -K::ZERO * total - Ints{};
+                    for (int j = 0; j < PER_SUB; j++) {
+                        int32_t four;
+                        std::memcpy(&four, in.codes + 4 * (s * PER_SUB + j), 4);
+                        products = dot4(products, codes[s * PER_SUB + j], four);
+                    }
+                    const Floats values = __builtin_convertvector(products, Floats);
+                    sums[n] = fma(values, scale * in.scale, sums[n]);
+                    if constexpr (K::MINIMUM) {
+                        const float offset = -in.scale * float(total);
+                        sums[n] = fma(minimum, splat(offset), sums[n]);
+                    }
+                }
+            }
+        }
+    }
+    for (int n = 0; n < N; n++) out[n] = sums[n];
+}
+
+// Not inlined: it is large, and called once for hundreds of thousands of products.
+template <int N>
+__attribute__((noinline)) void multiply_tile(const Matrix& m, int64_t tile, const Rows& x, int first, Floats* out) {
+    switch (m.kind) {
+        case F32: {
+            const uint8_t* at = m.tiles + tile * m.columns * 64;
+            const auto load = [](const uint8_t* w) { return load_as<Floats>(w); };
+            return multiply_floats<decltype(load), N>(at, 64, m.columns, x, first, out, load);
+        }
+        case F16: {
+            const uint8_t* at = m.tiles + tile * m.columns * 32;
+            return multiply_floats<decltype(&load_halves), N>(at, 32, m.columns, x, first, out,
+                                                              load_halves);
+        }
+        case BF16: {
+            const uint8_t* at = m.tiles + tile * m.columns * 32;
+            return multiply_floats<decltype(&load_brains), N>(at, 32, m.columns, x, first, out,
+                                                              load_brains);
+        }
+        default:
+            with_kind(m.kind, [&]<class K>() {
+                const int64_t size = int64_t(m.columns) / K::BLOCK * BLOCK_BYTES<K>;
+                multiply_codes<K, N>(m.tiles + tile * size, m.columns, x, first, out);
+            });
+    }
+}
+
+template <int N>
+struct Size {
+    static constexpr int value = N;
+};
+
+// finish(row, first output, products of 16 outputs) for all rows and the tiles from begin to end.
+template <class Finish>
+inline void multiply(const Matrix& m, int64_t begin, int64_t end, const Rows& x, Finish finish) {
+    Floats out[8];
+    for (int64_t tile = begin; tile < end; tile++) {
+        int row = 0;
+        const auto take = [&](auto size) {
+            constexpr int N = decltype(size)::value;
+            for (; row + N <= x.count; row += N) {
+                multiply_tile<N>(m, tile, x, row, out);
+                for (int n = 0; n < N; n++) finish(row + n, tile * TILE, out[n]);
+            }
+        };
+        if (m.kind > BF16) take(Size<8>{});
+        take(Size<4>{});
+        take(Size<1>{});
+    }
+}
+
+}  // namespace puna

@@ -1,0 +1,161 @@
+"""The native forward step: `src/step.cpp` by ctypes. The torch network is its definition."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.config import ModelConfig
+from puna.kernels.tiles import ROWS, Tiles, huge
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+PAGE_SIZE = ROWS  # positions of a page of keys and values
+
+
+_NORMS = ("attention_norm", "ffn_norm")
+_MATRICES = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w2", "w3")}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("tiles", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "padding")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _NORMS),
+        *((name, _Matrix) for names in _MATRICES.values() for name in names),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("num_layers", "dim", "num_heads", "num_kv_heads")),
+        *((name, ctypes.c_int32) for name in ("head_dim", "ffn_dim", "vocab_size")),
+        ("eps", ctypes.c_float),
+        ("layers", ctypes.POINTER(_Layer)),
+        ("norm", ctypes.c_void_p),
+        ("output", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values")),
+        ("num_pages", ctypes.c_int64),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "table_width")),
+        ("num_threads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("positions", "sequences", "tables", "outputs")),
+        *((name, ctypes.c_void_p) for name in ("x", "logits", "workspace")),
+    )
+
+
+class Forward:
+    """A model's weights in tiles, and the pages of keys and values that its steps fill.
+
+    `tiles` and `norms` go by the canonical names; the tiles of a tied head by "output.weight".
+    Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        config: ModelConfig,
+        tiles: Mapping[str, Tiles],
+        norms: Mapping[str, Floats],
+        *,
+        num_pages: int,
+        num_threads: int | None = None,
+    ) -> None:
+        self._library = library
+        library.puna_workspace_bytes.restype = ctypes.c_int64
+        self.config = config
+        self.num_pages = num_pages
+        self.num_threads = num_threads or physical_cores()
+        head_stride = -(-config.head_dim // ROWS) * ROWS
+        pages = (config.num_layers, num_pages, config.num_kv_heads)
+        self.keys = _zeros((*pages, config.head_dim, PAGE_SIZE))
+        self.values = _zeros((*pages, PAGE_SIZE, head_stride))
+        cosines, sines = rotary_tables(config)
+        self._kept: list[Any] = [tiles, norms, cosines, sines]
+        layers = (_Layer * config.num_layers)()
+        for i, layer in enumerate(layers):
+            for name in _NORMS:
+                setattr(layer, name, norms[f"layers.{i}.{name}.weight"].ctypes.data)
+            for part, names in _MATRICES.items():
+                for name in names:
+                    setattr(layer, name, _matrix(tiles[f"layers.{i}.{part}.{name}.weight"]))
+        self._model = _Model(
+            *(config.num_layers, config.dim, config.num_heads, config.num_kv_heads),
+            *(config.head_dim, config.ffn_dim, config.vocab_size, config.norm_eps),
+            layers,
+            norms["norm.weight"].ctypes.data,
+            _matrix(tiles["output.weight"]),
+            *(array.ctypes.data for array in (cosines, sines, self.keys, self.values)),
+            num_pages,
+        )
+        self._workspace = huge(0)
+
+    def __call__(
+        self, x: Floats, positions: Ints, sequences: Ints, tables: Ints, outputs: Ints
+    ) -> Floats:
+        """Embeddings (R, dim), which it changes, to logits (L, vocabulary) of the rows `outputs`.
+
+        Row r is the token at `positions[r]` of the sequence whose pages are in row `sequences[r]`
+        of `tables` (S, P). Its keys and values are kept there before any row attends.
+        """
+        logits = np.empty((len(outputs), self.config.vocab_size), np.float32)
+        arrays = [
+            np.ascontiguousarray(array, np.int32)
+            for array in (positions, sequences, tables, outputs)
+        ]
+        step = _Step(
+            *(len(x), len(outputs), tables.shape[1], self.num_threads),
+            *(array.ctypes.data for array in (*arrays, x, logits)),
+            None,
+        )
+        needed = self._library.puna_workspace_bytes(ctypes.byref(self._model), ctypes.byref(step))
+        if needed > self._workspace.size:
+            self._workspace = huge(needed)
+        step.workspace = self._workspace.ctypes.data
+        self._library.puna_step(ctypes.byref(self._model), ctypes.byref(step))
+        return logits
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Floats, Floats]:
+    """Cosines and sines (context, head_dim / 2) of the rotary embedding (arXiv 2104.09864)."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+    angles = np.arange(config.context_length, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, those that share one counted once."""
+    usable = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _matrix(tiles: Tiles) -> _Matrix:
+    return _Matrix(tiles.data.ctypes.data, tiles.kind, tiles.rows, tiles.columns, 0)
+
+
+def _zeros(shape: tuple[int, ...]) -> Floats:
+    size = int(np.prod(shape)) * 4
+    return huge(size).view(np.float32).reshape(shape)

@@ -1,0 +1,65 @@
+"""Matrices as the native step reads them: tiles of 16 rows (`src/tiles.h` has the layouts).
+
+Tiles hold exactly what the stored rows held, in the order that a processor wants it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.uint8]
+
+ROWS = 16  # of a tile
+
+# The number of each kind in `src/tiles.h`.
+_NUMBERS = ("f32", "f16", "bf16")
+_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q4_k", "q5_k", "q6_k")
+KINDS = {name: number for number, name in enumerate((*_NUMBERS, *_BLOCKS))}
+_NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+# Q3_K's codes and scales fit the tiles of Q6_K, whose products take the same time.
+_HOSTS = {"q3_k": "q6_k"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A matrix (rows, columns) of a kind; `data` holds ceil(rows / 16) tiles."""
+
+    kind: int
+    rows: int
+    columns: int
+    data: Array
+
+
+def pack(library: ctypes.CDLL, dtype: str, stored: Array, columns: int) -> Tiles:
+    """Stored rows (rows, row bytes) of a storage type as tiles; ValueError for other types."""
+    host = _HOSTS.get(dtype, dtype)
+    if host not in KINDS:
+        raise ValueError(f"there are no tiles of {dtype}")
+    stored = np.ascontiguousarray(stored)
+    rows = len(stored)
+    library.puna_tile_bytes.restype = ctypes.c_int64
+    tile_bytes = library.puna_tile_bytes(KINDS[host], ctypes.c_int64(columns))
+    data = huge(-(-rows // ROWS) * tile_bytes)
+    source, target = (ctypes.c_void_p(array.ctypes.data) for array in (stored, data))
+    shape = (ctypes.c_int64(rows), ctypes.c_int64(columns))
+    if dtype in _NUMBER_BYTES:
+        library.puna_pack_numbers(_NUMBER_BYTES[dtype], source, *shape, target)
+    else:
+        kind = KINDS.get(dtype, -1)
+        block = 32 if dtype.endswith(("_0", "_1")) else 256
+        block_bytes = ctypes.c_int64(stored.shape[1] * block // columns)
+        library.puna_pack_blocks(kind, source, *shape, block_bytes, target)
+    return Tiles(KINDS[host], rows, columns, data)
+
+
+def huge(size: int) -> Array:
+    """Zeros, at the begin of a page; in huge pages where the system has them."""
+    memory = mmap.mmap(-1, max(size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)[:size]
