@@ -243,15 +243,15 @@ def test_missing_torch_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_native_code_torch_answers_or_is_asked_for(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = ("complete", "--temperature", "0", "--max-tokens", "8", "--dtype", "fp32")
     _, native_text, native_err = run(*arguments)
     assert native_err == ""
     monkeypatch.setattr("puna.kernels.native.library", lambda: None)
-    code, text, err = run(*arguments)
+    code, text, _ = run(*arguments)
     assert (code, text) == (0, native_text)
-    assert "native code was not built" in err
+    assert "native code was not built" in caplog.text
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert is_one_clear_line(*run(*arguments), "C++ compiler", "puna[train]")
 

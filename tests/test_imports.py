@@ -28,6 +28,7 @@ ROOMS: tuple[set[str], ...] = (
     {"commands"},
     {"cli"},
     {"__main__"},
+    {"__init__"},  # what users import from the package, each from its room when asked for
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 
@@ -47,7 +48,7 @@ def imported_rooms(source: str, module: str) -> set[str]:
 
 
 def test_every_room_has_a_rank() -> None:
-    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    rooms = {path.stem for path in PACKAGE.glob("*.py")}
     rooms |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms <= set(RANK)
 
@@ -57,7 +58,7 @@ def test_every_room_has_a_rank() -> None:
 )
 def test_imports_point_one_way(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    rank = RANK.get(room, -1)  # `puna/__init__.py` is below all
+    rank = RANK[room]
     others = imported_rooms(path.read_text(encoding="utf-8"), path.name) - {room}
     wrong = [other for other in others if RANK[other] >= rank]
     assert not wrong, f"{room} must not import {wrong}"
@@ -73,6 +74,24 @@ def later():
     from puna.train.loop import train
 """
     assert imported_rooms(source, "x") == {"config", "model", "heads", "data", "train"}
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    program = """
+import sys, puna
+assert not [name for name in sys.modules if name.startswith("puna.")]
+for name in puna.__all__:
+    assert getattr(puna, name)
+assert "torch" not in sys.modules
+try:
+    puna.nonsense
+except AttributeError as error:
+    assert "nonsense" in str(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_torch_is_not_imported_without_need() -> None:

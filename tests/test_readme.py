@@ -53,6 +53,17 @@ def test_every_command_runs(folder: Path) -> None:
         assert done.stdout or done.stderr, command
 
 
+def test_the_python_example_runs(folder: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(done.stdout) > 100
+    assert program in (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
 def test_set_up_commands_are_the_makefiles() -> None:
     first = blocks("README.md")[0]
     assert first == ["make demo", "make check"]

@@ -7,23 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna.commands.models import load_network, load_runner
-from puna.engine.generate import Completion
-from puna.engine.params import SamplingParams
+from puna import LLM, SamplingParams
+from puna.engine.loading import load_network
 from puna.formats import open_checkpoint, save_checkpoint
 
 
 def greedy(path: Path) -> str:
-    checkpoint = open_checkpoint(path)
-    tokenizer = checkpoint.tokenizer()
-    completion = Completion(
-        load_runner(checkpoint, "cpu", "fp32"),
-        tokenizer,
-        tokenizer.encode("", bos=True),
-        200,
-        SamplingParams(temperature=0),
-    )
-    return "".join(completion)
+    params = SamplingParams(temperature=0, max_tokens=200)
+    return LLM(path, dtype="fp32").generate("", params)[0].outputs[0].text
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from puna.chat import TAGS, Message, encode_dialog, fit
-from puna.commands.models import load_runner, resolve
+from puna.chat import Message, encode_dialog, fit
+from puna.commands.models import resolve
 from puna.commands.options import model_options, sampling_options
-from puna.engine.params import SamplingParams
+from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.formats.files import atomic_file
-from puna.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from puna.engine.batch import Runner
+    from puna.engine.llm import LLM
 
 _MIN_ANSWER = 32  # tokens of the context that are kept free for the answer, at least
 
@@ -28,11 +27,8 @@ _MIN_ANSWER = 32  # tokens of the context that are kept free for the answer, at 
 class Conversation:
     """A dialog with a model; `ask` extends it."""
 
-    runner: Runner
-    tokenizer: Tokenizer
+    llm: LLM
     sampling: SamplingParams
-    max_tokens: int
-    stops: Sequence[str]
     dialog: list[Message] = field(default_factory=list)
 
     def ask(self, text: str, say: Callable[[str], None]) -> int:
@@ -41,21 +37,20 @@ class Conversation:
         Interrupted, it keeps what was said so far. Raises ValueError, the dialog unchanged, for
         text that forges a tag or does not fit the context.
         """
-        from puna.engine.generate import Completion
-
         asked = [*self.dialog, Message("user", text)]
-        room = min(self.max_tokens, max(_MIN_ANSWER, self.runner.config.context_length // 4))
-        kept, encoded = fit(self.tokenizer, asked, self.runner.config.context_length - room)
-        # A tag that the model writes would forge a turn when it is read again: it ends the answer.
-        stops = (*TAGS, *self.stops)
-        answer = Completion(
-            self.runner, self.tokenizer, encoded.ids, self.max_tokens, self.sampling, stops
-        )
+        context = self.llm.config.context_length
+        wanted = self.sampling.max_tokens or DEFAULT_MAX_TOKENS
+        room = min(wanted, max(_MIN_ANSWER, context // 4))
+        kept, encoded = fit(self.llm.tokenizer, asked, context - room)
+        # The context ends an answer as well as the limit does.
+        limit = min(wanted, context - len(encoded.ids))
+        answer: list[str] = []
         try:
-            for piece in answer:
-                say(piece)
+            for delta in self.llm.stream(kept, replace(self.sampling, max_tokens=limit)):
+                answer.append(delta.text)
+                say(delta.text)
         finally:
-            self.dialog = [*kept, Message("assistant", answer.text.strip())]
+            self.dialog = [*kept, Message("assistant", "".join(answer).strip())]
         return (len(asked) - len(kept)) // 2
 
     def reset(self) -> None:
@@ -65,7 +60,7 @@ class Conversation:
     def set_system(self, text: str) -> None:
         """Begins anew under another system prompt, or none. ValueError if it forges a tag."""
         dialog = [Message("system", text)] if text else []
-        encode_dialog(self.tokenizer, [*dialog, Message("user", "")])
+        encode_dialog(self.llm.tokenizer, [*dialog, Message("user", "")])
         self.dialog = dialog
 
 
@@ -81,8 +76,6 @@ def chat(
     device: str,
     dtype: str,
     sampling: SamplingParams,
-    max_tokens: int,
-    stop: tuple[str, ...],
     system: str,
 ) -> None:
     """Talk with MODEL in Llama 2's chat format. /help lists what can be typed.
@@ -94,9 +87,10 @@ def chat(
             raise ValueError("MODEL is given twice: by itself and with --model")
         model = name
     checkpoint = resolve(model, tokenizer)
-    encoder = checkpoint.tokenizer()
-    runner = load_runner(checkpoint, device, dtype)
-    conversation = Conversation(runner, encoder, sampling, max_tokens, stop)
+
+    from puna.engine.llm import LLM
+
+    conversation = Conversation(LLM(checkpoint, device=device, dtype=dtype), sampling)
     conversation.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:

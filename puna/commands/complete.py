@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import load_runner, resolve
+from puna.commands.models import resolve
 from puna.commands.options import json_option, model_options, sampling_options
 from puna.engine.params import SamplingParams
+
+if TYPE_CHECKING:
+    from puna.engine.output import RequestOutput
 
 
 @click.command()
@@ -29,47 +33,36 @@ def complete(
     device: str,
     dtype: str,
     sampling: SamplingParams,
-    max_tokens: int,
-    stop: tuple[str, ...],
     echo: bool,
     as_json: bool,
 ) -> None:
     """Continue a text, printing it as it comes."""
     checkpoint = resolve(model, tokenizer)
-    encoder = checkpoint.tokenizer()
     if prompt == "-":
         prompt = _standard_input()
-    ids = encoder.encode(prompt, bos=True)
 
-    from puna.engine.generate import Completion
+    from puna.engine.llm import LLM
 
-    completion = Completion(
-        load_runner(checkpoint, device, dtype),
-        encoder,
-        ids,
-        max_tokens,
-        sampling,
-        stop,
-        # A word that follows a prompt keeps its space; the first of all has none.
-        strip_space=not prompt,
-    )
+    llm = LLM(checkpoint, device=device, dtype=dtype)
     if as_json:
-        for _ in completion:
-            pass
-        result = {
-            "prompt": prompt,
-            "text": completion.text,
-            "finish_reason": completion.finish_reason,
-            "prompt_tokens": len(ids),
-            "completion_tokens": len(completion.ids),
-        }
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json.dumps(_as_json(llm.generate(prompt, sampling)[0]), ensure_ascii=False))
         return
-    for number, piece in enumerate(completion):
+    for number, delta in enumerate(llm.stream(prompt, sampling)):
         if number == 0 and echo:
             click.echo(prompt, nl=False)
-        click.echo(piece, nl=False)
+        click.echo(delta.text, nl=False)
     click.echo()
+
+
+def _as_json(result: RequestOutput) -> dict[str, Any]:
+    output = result.outputs[0]
+    return {
+        "prompt": result.prompt,
+        "text": output.text,
+        "finish_reason": output.finish_reason,
+        "prompt_tokens": len(result.prompt_token_ids),
+        "completion_tokens": len(output.token_ids),
+    }
 
 
 def _standard_input() -> str:

@@ -10,11 +10,12 @@ import click
 
 from puna.catalog import KnownModel, find, present_repository
 from puna.chat import INST, SYS
-from puna.commands.models import SHIPPED, hub_name, resolve
+from puna.commands.models import resolve
 from puna.commands.options import json_option
 from puna.commands.render import facts_table, human_bytes, human_count
 from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint
+from puna.hub.locate import SHIPPED, hub_name
 
 
 @click.command()

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from puna.catalog import MODELS
-from puna.commands.models import SHIPPED, resolve
+from puna.commands.models import resolve
 from puna.commands.options import json_option
 from puna.commands.render import human_bytes, human_count
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.errors import printable
 from puna.hub.cache import Snapshot, snapshots, stopped
+from puna.hub.locate import SHIPPED
 from puna.hub.names import MAIN, HubName
 
 _HERE = ("name", "format", "parameters", "bytes", "since", "path")

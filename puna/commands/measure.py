@@ -12,10 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from puna.commands.models import load_network
 from puna.commands.progress import bar
 from puna.commands.render import human_bytes
 from puna.data.text import documents
+from puna.engine.loading import load_network
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.saving import bits_per_weight
 

@@ -79,14 +79,21 @@ def text_options(function: Callable[..., None]) -> Callable[..., None]:
 def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
     """`--temperature --top-k --top-p --seed --max-tokens --stop`: how text is drawn.
 
-    The command gets the first four as one `sampling`.
+    The command gets them as one `sampling`.
     """
 
     @functools.wraps(function)
     def command(
-        temperature: float, top_k: int, top_p: float, seed: int | None, **others: Any
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int | None,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        **others: Any,
     ) -> None:
-        function(sampling=SamplingParams(temperature, top_k, top_p, seed), **others)
+        sampling = SamplingParams(temperature, top_k, top_p, seed, max_tokens=max_tokens, stop=stop)
+        function(sampling=sampling, **others)
 
     return _all(
         click.option(
@@ -96,8 +103,8 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--top-p", type=float, default=0.9, show_default=True, help="1 is off."),
         click.option("--seed", type=int, help="Draws the same text again."),
         click.option(
-            "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
-            help="Stop after this many.",
+            "--max-tokens", type=click.IntRange(min=1),
+            help="Stop after this many.  [default: 256, or where the context ends]",
         ),
         click.option(
             "--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeatable."

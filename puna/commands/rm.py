@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from puna.commands.models import SHIPPED
 from puna.commands.options import json_option
 from puna.commands.render import human_bytes
 from puna.hub.cache import Snapshot, remove, snapshots, stopped
+from puna.hub.locate import SHIPPED
 from puna.hub.names import HubName, parse
 from puna.hub.select import is_weight, matching_files
 

@@ -17,15 +17,18 @@ class StopStrings:
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None  # which one it was
 
     def push(self, text: str) -> str:
-        """The part of the text so far that is certain to come before any stop."""
+        """The part of the text so far that is certain to come before any stop.
+
+        Nothing comes after one: `stop` then says which.
+        """
         self._held += text
         found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            _, start = min(found)
+            end, start = min(found)
+            self.stop = self._held[start:end]
             out, self._held = self._held[:start], ""
             return out
         keep = max((self._overlap(stop) for stop in self._stops), default=0)

@@ -14,7 +14,7 @@ def streamed(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
     out = []
     for piece in pieces:
         out.append(stopping.push(piece))
-        if stopping.stopped:
+        if stopping.stop is not None:
             return out, True
     return [*out, stopping.finish()], False
 

@@ -1,0 +1,137 @@
+"""`AsyncLLM`: the same model for asyncio. One thread runs the engine for all that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from puna.engine.engine import Request
+from puna.engine.llm import LLM, Dialog, Prompt
+from puna.engine.output import Delta, RequestOutput
+from puna.engine.params import SamplingParams
+
+
+class AsyncLLM:
+    """`LLM` for asyncio; arguments as there. `async with` closes it, or `close()`."""
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self.llm = LLM(model, **options)
+        self._closed = False
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._waiting: dict[Request, Callable[[], None]] = {}
+        self._thread = Thread(target=self._work, name="puna-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all requests and the thread."""
+        self._closed = True
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """What follows a prompt; many at once run together."""
+        return await self._finished(prompt, params)
+
+    async def chat(self, messages: Dialog, params: SamplingParams | None = None) -> RequestOutput:
+        """The assistant's answer to a dialog."""
+        return await self._finished(messages, params)
+
+    async def stream(
+        self, prompt: Prompt | Dialog, params: SamplingParams | None = None
+    ) -> AsyncIterator[Delta]:
+        """What follows a prompt, or the answer to a dialog, as it comes.
+
+        Leaving the loop early, or being cancelled, ends the request.
+        """
+        async for request in self._updates(prompt, params):
+            while request.deltas:
+                yield request.deltas.popleft()
+
+    async def _finished(
+        self, prompt: Prompt | Dialog, params: SamplingParams | None
+    ) -> RequestOutput:
+        async for request in self._updates(prompt, params):
+            request.deltas.clear()
+        return request.result()
+
+    async def _updates(
+        self, prompt: Prompt | Dialog, params: SamplingParams | None
+    ) -> AsyncIterator[Request]:
+        """The request each time that it has something new, the last time when it has ended."""
+        if self._closed:
+            raise ValueError("the engine was closed")
+        engine = self.llm.engine
+        ids, params, options = self.llm.prepare(prompt, params or SamplingParams())
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        held: list[Request] = []
+        refused: list[ValueError] = []
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+                loop.call_soon_threadsafe(news.set)
+
+        def add() -> None:
+            try:
+                held.append(engine.add(ids, params, **options))
+                self._waiting[held[0]] = tell
+            except ValueError as error:
+                refused.append(error)
+                tell()
+
+        def cancel() -> None:
+            for request in held:
+                self._drop(request)
+
+        self._jobs.put(add)
+        try:
+            while True:
+                await news.wait()
+                news.clear()
+                if refused:
+                    raise refused[0]
+                finished = held[0].finished
+                yield held[0]
+                if finished:
+                    break
+            held[0].result()
+        finally:
+            self._jobs.put(cancel)
+
+    def _drop(self, request: Request) -> None:
+        self.llm.engine.cancel(request)
+        self._waiting.pop(request, None)
+
+    def _work(self) -> None:
+        engine = self.llm.engine
+        while True:
+            while not (engine.has_work and self._jobs.empty()):
+                job = self._jobs.get()
+                if job is None:
+                    self._end("the engine was closed")
+                    return
+                job()
+            try:
+                changed = engine.step()
+            except Exception as error:
+                # Whatever it was, those that wait must hear of it, and others may go on to ask.
+                self._end(f"the engine could not run: {error}")
+                continue
+            for request in changed:
+                tell = self._waiting.pop(request) if request.finished else self._waiting[request]
+                tell()
+
+    def _end(self, reason: str) -> None:
+        for request, tell in list(self._waiting.items()):
+            self._drop(request)
+            request.error = ValueError(reason)
+            tell()

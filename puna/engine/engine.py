@@ -1,0 +1,239 @@
+"""The engine: requests go in, steps run, tokens and text come out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Many
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.engine.batch import Runner
+from puna.engine.output import Delta, RequestOutput, Writer
+from puna.engine.pages import Pages
+from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
+from puna.engine.sampling import TokenLogprobs, choose, fresh_seed, logprobs_of
+from puna.engine.scheduler import Scheduler
+from puna.engine.sequence import Part, Sequence
+from puna.tokenizer import Tokenizer
+
+MAX_ROWS, MAX_SEQUENCES = 256, 64
+
+
+class Request:
+    """What was asked for, and what has come of it. Made by `Engine.add`."""
+
+    def __init__(
+        self, prompt: str | None, ids: Many[int], params: SamplingParams, number: int
+    ) -> None:
+        self.prompt, self.prompt_token_ids, self.params = prompt, list(ids), params
+        self.number = number
+        self.seed = fresh_seed() if params.seed is None else params.seed
+        self.deltas: deque[Delta] = deque()  # not yet fetched
+        self.error: ValueError | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.writers: list[Writer] = []
+        self.live: list[Sequence] = []  # by `order[1]`, the index of its output
+
+    @property
+    def finished(self) -> bool:
+        return not self.live
+
+    def result(self) -> RequestOutput:
+        """All of it so far; raises the error that ended it, if one did."""
+        if self.error is not None:
+            raise self.error
+        outputs = [writer.completion for writer in self.writers]
+        n = self.params.n
+        if len(outputs) > n and self.finished:
+            outputs = sorted(outputs, key=lambda o: -(o.cumulative_logprob or 0) / len(o.token_ids))
+        return RequestOutput(self.prompt, self.prompt_token_ids, outputs[:n], self.prompt_logprobs)
+
+
+class Engine:
+    """Runs many requests at once. Not for several threads at once.
+
+    At most `max_sequences` run together, in steps of at most `max_rows` tokens. A result depends
+    on its request alone (on a runner whose rows do not depend on each other), not on the others.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_sequences: int = MAX_SEQUENCES,
+    ) -> None:
+        self.runner, self.tokenizer = runner, tokenizer
+        self.pages = Pages(runner.num_pages, runner.page_size)
+        self.scheduler = Scheduler(self.pages, max_rows=max_rows, max_sequences=max_sequences)
+        self._requests: dict[int, Request] = {}
+        self._numbers = count()
+        self._version = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(
+        self,
+        ids: Many[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        strip_space: bool = False,
+    ) -> Request:
+        """Takes a request for what follows the tokens `ids`; `prompt` is their text, if known.
+
+        `strip_space` leaves out the space before the first word. Raises ValueError for a request
+        that can never run: of no tokens, too long for the context or the pages, unknown ids.
+        """
+        max_tokens = self.check(ids, params)
+        request = Request(prompt, ids, params, next(self._numbers))
+        request.writers = [
+            Writer(index, params, self.tokenizer, max_tokens=max_tokens, strip_space=strip_space)
+            for index in range(params.best_of or params.n)
+        ]
+        sequence = Sequence(
+            (request.number, 0),
+            list(ids),
+            len(ids),
+            origin=f"{self._version}".encode(),
+            wants_prompt=params.prompt_logprobs is not None,
+        )
+        if sequence.wants_prompt:
+            request.prompt_logprobs = [None] * len(ids)
+        request.live.append(sequence)
+        self.scheduler.add(sequence)
+        self._requests[request.number] = request
+        return request
+
+    def check(self, ids: Many[int], params: SamplingParams) -> int:
+        """The most tokens that each output may have. ValueError for what can never run."""
+        context, pieces = self.runner.config.context_length, self.tokenizer.vocab_size
+        if not ids:
+            raise ValueError("the prompt has no tokens, not even BOS")
+        if not 0 <= min(ids) <= max(ids) < self.runner.config.vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < self.runner.config.vocab_size)
+            raise ValueError(f"the prompt has token {wrong}, the model knows 0 to {pieces - 1}")
+        for name, named in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+            if named and max(named) >= pieces:
+                known = f"the model knows 0 to {pieces - 1}"
+                raise ValueError(f"{name} names token {max(named)}, {known}")
+        room = context - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, the model's context holds {context}; shorten it"
+            )
+        max_tokens = params.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        if max_tokens > room:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the model's "
+                f"context holds {context}; shorten the prompt or set max_tokens to at most {room}"
+            )
+        if not self.scheduler.fits(len(ids) + max_tokens):
+            held = self.pages.num_pages * self.pages.page_size
+            raise ValueError(
+                f"the request takes up to {len(ids) + max_tokens} tokens, there is memory for the "
+                f"keys and values of {held}; lower max_tokens or give the engine more (kv_tokens)"
+            )
+        return max_tokens
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request, if it has not ended; its pages are free at once."""
+        while request.live:
+            self.scheduler.remove(request.live.pop())
+        self._requests.pop(request.number, None)
+
+    def step(self) -> list[Request]:
+        """Runs one step; the requests that have something new. Nothing to do: an empty list."""
+        try:
+            return self._step()
+        except BaseException:
+            # Broken off anywhere, by Ctrl-C or an error: what pages hold is no longer known.
+            self.scheduler.restart(s for r in self._requests.values() for s in r.live)
+            raise
+
+    def weights_changed(self) -> None:
+        """The runner's weights are others now: nothing that was computed before is used again."""
+        self._version += 1
+        sequences = [s for r in self._requests.values() for s in r.live]
+        for sequence in sequences:
+            sequence.rename(f"{self._version}".encode())
+        self.scheduler.restart(sequences)
+
+    def _step(self) -> list[Request]:
+        plan = self.scheduler.plan()
+        if plan is None:
+            return []
+        logits = self.runner.step(plan.batch)[:, : self.tokenizer.vocab_size]
+        changed, row = {}, 0
+        for part in plan.parts:
+            rows, row = logits[row : row + part.num_outputs], row + part.num_outputs
+            request = self._requests.get(part.sequence.order[0])
+            if request is None:  # another of its outputs failed in this step
+                continue
+            try:
+                self._advance(request, part, rows)
+            except ValueError as error:
+                self.cancel(request)
+                request.error = error
+            if request.deltas or request.finished:
+                changed[request.number] = request
+            if request.finished:
+                self._requests.pop(request.number, None)
+        return list(changed.values())
+
+    def _advance(self, request: Request, part: Part, logits_LV: NDArray[np.float32]) -> None:
+        """Does what the logits of a part say."""
+        sequence = part.sequence
+        if sequence.wants_prompt and part.begin < sequence.prompt_length:
+            _report_prompt(request, part, logits_LV)
+        if part.end < len(sequence.ids):
+            self.scheduler.advance(part)
+            return
+        is_first = len(sequence.ids) == sequence.prompt_length
+        followers = logits_LV[-(part.end - len(sequence.ids) + 1) :]
+        self._extend(request, sequence, followers)
+        self.scheduler.advance(part)
+        if is_first and sequence.order[1] == 0:
+            for index in range(1, len(request.writers)):
+                other = self.scheduler.fork(sequence, index)
+                request.live.append(other)
+                if other in self.scheduler.running:
+                    self._extend(request, other, followers)
+        for live in list(request.live):
+            if request.writers[live.order[1]].completion.finish_reason:
+                self.scheduler.remove(live)
+                request.live.remove(live)
+
+    def _extend(self, request: Request, sequence: Sequence, logits_LV: NDArray[np.float32]) -> None:
+        """Adds the tokens that a sequence's last rows say, as far as its proposals hold."""
+        params, writer = request.params, request.writers[sequence.order[1]]
+        for row, proposal in zip(logits_LV, [*sequence.proposals, None], strict=False):
+            token = choose(
+                row,
+                params,
+                request.prompt_token_ids,
+                writer.completion.token_ids,
+                seed=request.seed,
+                sample=writer.completion.index,
+            )
+            logprobs = None
+            if writer.wants_logprobs:
+                logprobs = logprobs_of(row, token, params.logprobs or 0)
+            sequence.ids.append(token)
+            request.deltas.append(writer.push(token, logprobs))
+            if writer.completion.finish_reason or token != proposal:
+                return
+
+
+def _report_prompt(request: Request, part: Part, logits_LV: NDArray[np.float32]) -> None:
+    assert request.prompt_logprobs is not None
+    num = request.params.prompt_logprobs or 0
+    for position, row in enumerate(logits_LV, start=part.begin + 1):
+        if position < part.sequence.prompt_length:
+            token = request.prompt_token_ids[position]
+            request.prompt_logprobs[position] = logprobs_of(row, token, num)

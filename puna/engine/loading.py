@@ -1,0 +1,85 @@
+"""A checkpoint -> what runs it on a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING
+
+from puna.engine.batch import Runner
+from puna.engine.memory import free_memory, plan_kv_tokens
+from puna.formats.checkpoint import Checkpoint
+from puna.kernels import native
+from puna.quantize.storage import STORAGE
+
+if TYPE_CHECKING:
+    from puna.model import Llama
+
+DTYPES = {"auto": None, "fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # -> storage type
+# Parameters below which waking a second thread takes longer than its share of the work.
+_SMALL = 50_000_000
+
+
+def load_network(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
+    """The network of a checkpoint, on a device, ready to run."""
+    import torch
+
+    from puna.formats.network import load_model
+
+    if checkpoint.config.num_parameters < _SMALL:
+        torch.set_num_threads(1)
+    types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+    types["fp16"] = torch.float16
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None
+    return load_model(checkpoint, device=device, dtype=types[dtype]).eval()
+
+
+def load_runner(
+    checkpoint: Checkpoint,
+    device: str = "cpu",
+    dtype: str = "auto",
+    *,
+    kv_tokens: int | None = None,
+    num_threads: int | None = None,
+) -> Runner:
+    """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
+
+    On a CPU that is native code, and `dtype` "auto" means as stored; elsewhere, and without native
+    code, the network, which is said. `kv_tokens` None takes what suits the memory that is free,
+    at least one context. Raises ValueError, before reading weights, for what does not fit.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+    config = checkpoint.config
+    is_native = device == "cpu" and native.available()
+    stored = DTYPES[dtype] if is_native else (DTYPES[dtype] or "f32")
+    weight_bytes = sum(
+        STORAGE[stored or tensor.dtype].num_bytes(tensor.shape)
+        for tensor in checkpoint.tensors.values()
+    )
+    free = free_memory() if device == "cpu" else None
+    num_tokens = plan_kv_tokens(checkpoint, weight_bytes, free, kv_tokens)
+    if is_native:
+        from puna.engine.native_runner import NativeRunner
+
+        if num_threads is None and config.num_parameters < _SMALL:
+            num_threads = 1
+        num_pages = -(-num_tokens // NativeRunner.page_size)
+        return NativeRunner(checkpoint, num_pages=num_pages, dtype=stored, num_threads=num_threads)
+    if device == "cpu":
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError(
+                "native code was not built and there is no torch; install a C++ compiler (g++) "
+                "and Puna again, or puna[train]"
+            )
+        logging.getLogger("puna").warning(
+            "native code was not built; running on torch, which is slower"
+        )
+
+    from puna.engine.torch_runner import TorchRunner
+
+    network = load_network(checkpoint, device, dtype)
+    return TorchRunner(network, num_pages=-(-num_tokens // TorchRunner.page_size))

@@ -1,0 +1,69 @@
+"""One sequence of tokens that is being generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+from puna.engine.pages import chain
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Ids of prompt and output, and how far their keys and values are in pages.
+
+    `order` is (number of the request, number of the output): who came first is served first.
+    `origin` names the weights and the adapter; only sequences of one origin share pages.
+    """
+
+    order: tuple[int, int]
+    ids: list[int]
+    prompt_length: int
+    origin: bytes = b""
+    # All rows of the prompt are wanted, not just what follows it, so none may be skipped.
+    wants_prompt: bool = False
+    pages: list[int] = field(default_factory=list)
+    length: int = 0  # positions whose keys and values are in `pages`
+    proposals: list[int] = field(default_factory=list)  # guesses at what follows `ids`
+    _keys: list[bytes] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> int:
+        """Known tokens that have not been run."""
+        return len(self.ids) - self.length
+
+    def key(self, page: int, page_size: int) -> bytes:
+        """The key of its page number `page`, all of whose tokens are known."""
+        while len(self._keys) <= page:
+            begin = len(self._keys) * page_size
+            previous = self._keys[-1] if self._keys else self.origin
+            self._keys.append(chain(previous, self.ids[begin : begin + page_size]))
+        return self._keys[page]
+
+    def rename(self, origin: bytes) -> None:
+        """Weights or adapter are others from here on."""
+        self.origin, self._keys = origin, []
+
+    def forked(self, number: int) -> Sequence:
+        """Output `number` of the same request: the same prompt, and no pages yet."""
+        ids = self.ids[: self.prompt_length]
+        return Sequence((self.order[0], number), ids, self.prompt_length, self.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of one sequence in a step: its tokens from `begin` to `end`, proposals included.
+
+    The logits of the last `num_outputs` of them are wanted.
+    """
+
+    sequence: Sequence
+    begin: int
+    end: int
+    num_outputs: int
+
+    @property
+    def tokens(self) -> Many[int]:
+        sequence = self.sequence
+        known = sequence.ids[self.begin : self.end]
+        return known + sequence.proposals[: self.end - self.begin - len(known)]

@@ -1,0 +1,45 @@
+"""A runner whose logits depend on every token that its pages hold for a sequence, and no more."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.engine.batch import Batch
+from tests.samples import small_config
+
+
+class HashRunner:
+    """Keeps tokens in pages; the logits of a row are random numbers seeded by all up to it."""
+
+    def __init__(self, num_pages: int, page_size: int, *, context: int = 64, vocab: int = 420):
+        self.config = small_config(context_length=context, vocab_size=vocab)
+        self.num_pages, self.page_size = num_pages, page_size
+        self._pages = np.full((num_pages, page_size), -1, np.int32)
+        self.num_rows: list[int] = []  # of each step
+        self.num_copies = 0
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        self.num_rows.append(len(batch.tokens))
+        self.num_copies += len(batch.copies)
+        for source, target in batch.copies:
+            self._pages[target] = self._pages[source]
+        pages = batch.tables[batch.sequences, batch.positions // self.page_size]
+        slots = batch.positions % self.page_size
+        written = list(zip(pages.tolist(), slots.tolist(), strict=True))
+        assert len(set(written)) == len(written), "two rows go to one place"
+        self._pages[pages, slots] = batch.tokens
+        logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
+        for row, output in zip(logits, batch.outputs, strict=True):
+            table = batch.tables[batch.sequences[output]]
+            tokens = self._pages[table].reshape(-1)[: batch.positions[output] + 1]
+            row[:] = logits_after(tokens, len(row))
+        return logits
+
+
+def logits_after(tokens: NDArray[np.int32], vocab: int) -> NDArray[np.float32]:
+    digest = hashlib.blake2b(np.asarray(tokens, np.int32).tobytes(), digest_size=8).digest()
+    generator = np.random.default_rng(int.from_bytes(digest, "little"))
+    return generator.normal(0, 3, vocab).astype(np.float32)
