@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.chat import Message, encode_dialog, fit
-from puna.commands.models import resolve
-from puna.commands.options import model_options, sampling_options
+from puna.commands.models import opened_draft, resolve
+from puna.commands.options import draft_option, model_options, sampling_options
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.formats.files import atomic_file
 
@@ -68,6 +68,7 @@ class Conversation:
 @click.argument("name", metavar="[MODEL]", required=False)
 @model_options
 @sampling_options
+@draft_option
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
 def chat(
     name: str | None,
@@ -76,6 +77,7 @@ def chat(
     device: str,
     dtype: str,
     sampling: SamplingParams,
+    draft: str | None,
     system: str,
 ) -> None:
     """Talk with MODEL in Llama 2's chat format. /help lists what can be typed.
@@ -90,7 +92,9 @@ def chat(
 
     from puna.engine.llm import LLM
 
-    conversation = Conversation(LLM(checkpoint, device=device, dtype=dtype), sampling)
+    conversation = Conversation(
+        LLM(checkpoint, device=device, dtype=dtype, draft=opened_draft(draft)), sampling
+    )
     conversation.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import resolve
-from puna.commands.options import json_option, model_options, sampling_options
+from puna.commands.models import opened_draft, resolve
+from puna.commands.options import draft_option, json_option, model_options, sampling_options
 from puna.engine.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @model_options
 @sampling_options
+@draft_option
 @click.option("--echo/--no-echo", default=True, show_default=True, help="Print the prompt first.")
 @json_option
 def complete(
@@ -33,6 +34,7 @@ def complete(
     device: str,
     dtype: str,
     sampling: SamplingParams,
+    draft: str | None,
     echo: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +45,7 @@ def complete(
 
     from puna.engine.llm import LLM
 
-    llm = LLM(checkpoint, device=device, dtype=dtype)
+    llm = LLM(checkpoint, device=device, dtype=dtype, draft=opened_draft(draft))
     if as_json:
         click.echo(json.dumps(_as_json(llm.generate(prompt, sampling)[0]), ensure_ascii=False))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from puna.engine.speculate import PROMPT_LOOKUP
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
@@ -39,6 +40,11 @@ def locate(model: str, *, download: bool = True) -> Path:
         except NotFoundError as error:
             raise ValueError(f"there is no file or folder {model}, and {error}") from None
     return locate_here(model)
+
+
+def opened_draft(draft: str | None) -> Checkpoint | str | None:
+    """What `--draft` names: a model, or the way to guess without one."""
+    return draft if draft in (None, PROMPT_LOOKUP) else resolve(draft)
 
 
 def named_vocabulary(source: str) -> Vocabulary:

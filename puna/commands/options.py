@@ -77,7 +77,7 @@ def text_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
-    """`--temperature --top-k --top-p --seed --max-tokens --stop`: how text is drawn.
+    """`--temperature --top-k --top-p --seed --max-tokens --stop --json-schema ...`: what is drawn.
 
     The command gets them as one `sampling`.
     """
@@ -90,9 +90,22 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
         seed: int | None,
         max_tokens: int | None,
         stop: tuple[str, ...],
+        json_schema: Path | None,
+        regex: str | None,
+        grammar: Path | None,
         **others: Any,
     ) -> None:
-        sampling = SamplingParams(temperature, top_k, top_p, seed, max_tokens=max_tokens, stop=stop)
+        sampling = SamplingParams(
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            max_tokens=max_tokens,
+            stop=stop,
+            json_schema=None if json_schema is None else _text_of(json_schema),
+            regex=regex,
+            grammar=None if grammar is None else _text_of(grammar),
+        )
         function(sampling=sampling, **others)
 
     return _all(
@@ -109,7 +122,32 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeatable."
         ),
+        click.option(
+            "--json-schema", type=click.Path(path_type=Path), metavar="FILE",
+            help="Write JSON that fits this schema.",
+        ),
+        click.option("--regex", metavar="TEXT", help="Write what this expression matches."),
+        click.option(
+            "--grammar", type=click.Path(path_type=Path), metavar="FILE",
+            help="Write what this Lark grammar allows.",
+        ),
     )(command)  # fmt: skip
+
+
+def draft_option(function: F) -> F:
+    """`--draft`: what guesses tokens ahead."""
+    return click.option(
+        "--draft", metavar="MODEL",
+        help="Guess ahead with a smaller model of the same vocabulary, or prompt-lookup; faster, "
+        "the same text.",
+    )(function)  # fmt: skip
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start})") from None
 
 
 def json_option(function: F) -> F:

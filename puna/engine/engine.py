@@ -16,6 +16,8 @@ from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.engine.sampling import TokenLogprobs, choose, fresh_seed, logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
+from puna.engine.speculate import Drafter
+from puna.engine.structure import Structure, Structures
 from puna.tokenizer import Tokenizer
 
 MAX_ROWS, MAX_SEQUENCES = 256, 64
@@ -34,6 +36,7 @@ class Request:
         self.error: ValueError | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.writers: list[Writer] = []
+        self.structures: list[Structure | None] = []  # of each writer
         self.live: list[Sequence] = []  # by `order[1]`, the index of its output
 
     @property
@@ -65,10 +68,14 @@ class Engine:
         *,
         max_rows: int = MAX_ROWS,
         max_sequences: int = MAX_SEQUENCES,
+        drafter: Drafter | None = None,
     ) -> None:
         self.runner, self.tokenizer = runner, tokenizer
         self.pages = Pages(runner.num_pages, runner.page_size)
         self.scheduler = Scheduler(self.pages, max_rows=max_rows, max_sequences=max_sequences)
+        self.num_proposed = self.num_accepted = 0  # tokens that were guessed, and that held
+        self._drafter = drafter
+        self._structures = Structures(tokenizer)
         self._requests: dict[int, Request] = {}
         self._numbers = count()
         self._version = 0
@@ -91,11 +98,22 @@ class Engine:
         that can never run: of no tokens, too long for the context or the pages, unknown ids.
         """
         max_tokens = self.check(ids, params)
+        structure = self._structures.start(params)
+        count = params.best_of or params.n
         request = Request(prompt, ids, params, next(self._numbers))
         request.writers = [
-            Writer(index, params, self.tokenizer, max_tokens=max_tokens, strip_space=strip_space)
-            for index in range(params.best_of or params.n)
+            Writer(
+                index,
+                params,
+                self.tokenizer,
+                max_tokens=max_tokens,
+                # What must be a certain text is not changed.
+                strip_space=strip_space and structure is None,
+            )
+            for index in range(count)
         ]
+        copies = [structure and structure.copy() for _ in range(count - 1)]
+        request.structures = [structure, *copies]
         sequence = Sequence(
             (request.number, 0),
             list(ids),
@@ -144,7 +162,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Ends a request, if it has not ended; its pages are free at once."""
         while request.live:
-            self.scheduler.remove(request.live.pop())
+            self._end(request.live.pop())
         self._requests.pop(request.number, None)
 
     def step(self) -> list[Request]:
@@ -154,6 +172,8 @@ class Engine:
         except BaseException:
             # Broken off anywhere, by Ctrl-C or an error: what pages hold is no longer known.
             self.scheduler.restart(s for r in self._requests.values() for s in r.live)
+            if self._drafter is not None:
+                self._drafter.clear()
             raise
 
     def weights_changed(self) -> None:
@@ -165,6 +185,8 @@ class Engine:
         self.scheduler.restart(sequences)
 
     def _step(self) -> list[Request]:
+        if self._drafter is not None:
+            self._propose(self._drafter)
         plan = self.scheduler.plan()
         if plan is None:
             return []
@@ -186,6 +208,23 @@ class Engine:
                 self._requests.pop(request.number, None)
         return list(changed.values())
 
+    def _propose(self, drafter: Drafter) -> None:
+        """Has the next tokens guessed of all sequences that are past their prompts."""
+        asked = []
+        for sequence in self.scheduler.running:
+            request = self._requests[sequence.order[0]]
+            # The last token is never guessed: the model's own draw follows the guesses.
+            room = request.writers[sequence.order[1]].room - 1
+            if sequence.remaining == 1:
+                asked.append((sequence, request, room))
+        drafter.propose(asked)
+        self.num_proposed += sum(len(sequence.proposals) for sequence, _, _ in asked)
+
+    def _end(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        if self._drafter is not None:
+            self._drafter.forget(sequence)
+
     def _advance(self, request: Request, part: Part, logits_LV: NDArray[np.float32]) -> None:
         """Does what the logits of a part say."""
         sequence = part.sequence
@@ -206,26 +245,31 @@ class Engine:
                     self._extend(request, other, followers)
         for live in list(request.live):
             if request.writers[live.order[1]].completion.finish_reason:
-                self.scheduler.remove(live)
                 request.live.remove(live)
+                self._end(live)
 
     def _extend(self, request: Request, sequence: Sequence, logits_LV: NDArray[np.float32]) -> None:
         """Adds the tokens that a sequence's last rows say, as far as its proposals hold."""
-        params, writer = request.params, request.writers[sequence.order[1]]
+        params, index = request.params, sequence.order[1]
+        writer, structure = request.writers[index], request.structures[index]
         for row, proposal in zip(logits_LV, [*sequence.proposals, None], strict=False):
             token = choose(
-                row,
+                row if structure is None else structure.masked(row),
                 params,
                 request.prompt_token_ids,
                 writer.completion.token_ids,
                 seed=request.seed,
-                sample=writer.completion.index,
+                sample=index,
             )
             logprobs = None
             if writer.wants_logprobs:
                 logprobs = logprobs_of(row, token, params.logprobs or 0)
+            if structure is not None:
+                structure.push(token)
             sequence.ids.append(token)
-            request.deltas.append(writer.push(token, logprobs))
+            ends = structure is not None and structure.finished
+            request.deltas.append(writer.push(token, logprobs, ends=ends))
+            self.num_accepted += token == proposal
             if writer.completion.finish_reason or token != proposal:
                 return
 

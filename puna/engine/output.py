@@ -88,8 +88,8 @@ class Writer:
         """How many more tokens it may have."""
         return self._max_tokens - len(self.completion.token_ids)
 
-    def push(self, token: int, logprobs: TokenLogprobs | None) -> Delta:
-        """Adds a token."""
+    def push(self, token: int, logprobs: TokenLogprobs | None, *, ends: bool = False) -> Delta:
+        """Adds a token; `ends` if nothing may follow it."""
         whole = self.completion
         whole.token_ids.append(token)
         if logprobs is not None:
@@ -104,7 +104,9 @@ class Writer:
             whole.finish_reason, whole.stop_reason = "stop", token
         else:
             text = self._stopping.push(self._decoder.push(token))
-            if not self._stopping.stop and self.room == 0:
+            if ends:
+                whole.finish_reason = "stop"
+            elif self.room == 0:
                 whole.finish_reason = "length"
         if whole.finish_reason:
             text += self._stopping.push(self._decoder.finish())

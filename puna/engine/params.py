@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class SamplingParams:
     - `n` outputs, of `best_of` the ones with the highest mean log-probability.
     - `logprobs`, `prompt_logprobs`: how many alternatives to report for each token of the output
       and of the prompt; None reports nothing, 0 the token alone.
+    - `json_schema` (a mapping, or JSON), `regex` or `grammar` (Lark): what the output must be;
+      it ends where nothing more may follow.
     - `seed` None draws another output each time.
     """
 
@@ -45,6 +49,9 @@ class SamplingParams:
     best_of: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    json_schema: str | Mapping[str, Any] | None = field(default=None, hash=False)
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name, (is_valid, meaning) in _RULES.items():
@@ -53,6 +60,10 @@ class SamplingParams:
                 raise ValueError(f"{name} must be {meaning}, not {value!r}")
         if self.best_of is not None and self.best_of < self.n:
             raise ValueError(f"best_of must be at least n ({self.n}), not {self.best_of}")
+        if [self.json_schema, self.regex, self.grammar].count(None) < 2:
+            raise ValueError("json_schema, regex and grammar exclude each other; give one")
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
         # The caller's mapping may change later.
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
@@ -121,4 +132,7 @@ _RULES: dict[str, tuple[_Rule, str]] = {
     "best_of": (_optional(_integer(1)), "None or 1 or more"),
     "logprobs": (_optional(_COUNT), "None or 0 or more"),
     "prompt_logprobs": (_optional(_COUNT), "None or 0 or more"),
+    "json_schema": (lambda x: x is None or isinstance(x, str | Mapping), "a mapping or JSON text"),
+    "regex": (lambda x: x is None or isinstance(x, str), "None or a text"),
+    "grammar": (lambda x: x is None or isinstance(x, str), "None or a text"),
 }

@@ -44,6 +44,14 @@ class Sequence:
         """Weights or adapter are others from here on."""
         self.origin, self._keys = origin, []
 
+    def rewrite(self, ids: list[int], page_size: int) -> None:
+        """The tokens are these now; what was run of others is run anew."""
+        pairs = enumerate(zip(self.ids, ids, strict=False))
+        same = next((i for i, (old, new) in pairs if old != new), min(len(self.ids), len(ids)))
+        self.ids = list(ids)
+        self.length = min(self.length, same, len(ids) - 1)
+        del self._keys[same // page_size :]
+
     def forked(self, number: int) -> Sequence:
         """Output `number` of the same request: the same prompt, and no pages yet."""
         ids = self.ids[: self.prompt_length]

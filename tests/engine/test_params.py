@@ -30,6 +30,9 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "best_of": ([*COUNT, 0], "None or 1 or more"),
     "logprobs": (COUNT, "None or 0 or more"),
     "prompt_logprobs": (COUNT, "None or 0 or more"),
+    "json_schema": ([3, ["a"]], "a mapping or JSON text"),
+    "regex": ([3, b"a"], "None or a text"),
+    "grammar": ([3, b"a"], "None or a text"),
 }
 
 

@@ -11,7 +11,21 @@ from puna import LLM, SamplingParams
 from puna.engine.engine import Request
 
 STARTS = ("Once upon a time", "One day, a little", "The dog", "Tim and Anna went to the", "")
-WORDS = "the a dog cat llama was big small red and then she he said Mom park ball sad happy".split()
+WORDS = (
+    "the",
+    "a",
+    "dog",
+    "cat",
+    "llama",
+    "was",
+    "big",
+    "and",
+    "then",
+    "she",
+    "said",
+    "Mom",
+    "sad",
+)
 
 
 def requests(count: int, seed: int) -> Iterator[tuple[str, SamplingParams]]:
