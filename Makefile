@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := hatch_build.py puna/kernels/compiling.py $(wildcard puna/kernels/src/*)
 
-.PHONY: demo check peers format clean
+.PHONY: demo check slow peers format clean
 
 demo: .venv/train.done
 	$(BIN)/puna complete
@@ -13,6 +13,10 @@ check: .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# What takes half an hour: 10,000 requests at once, each held against the same one alone.
+slow: .venv/dev.done
+	$(BIN)/pytest -m slow tests
 
 # Against llama.cpp, AutoGPTQ and PEFT; compiles the first, which takes ten minutes. What GPTQModel's
 # tests need is in tests/peers/test_gptq_peers.py; without it they skip. Processor features are named

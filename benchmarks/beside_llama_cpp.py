@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from convert_7b import random_checkpoint
 
 from puna.config import PRESETS, ModelConfig
 from puna.engine.batch import Batch
+from puna.engine.bench import read_bandwidth
 from puna.engine.native_runner import NativeRunner
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.kernels.step import physical_cores
@@ -120,19 +120,6 @@ def prefill(side: Any) -> float:
     started = time.perf_counter()
     side.step(tokens, 0, 1)
     return PROMPT / (time.perf_counter() - started)
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` together read from memory."""
-    parts = np.array_split(_MEMORY, threads)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.max, parts))
-        started = time.perf_counter()
-        list(pool.map(np.max, parts))
-        return _MEMORY.nbytes / (time.perf_counter() - started)
-
-
-_MEMORY = np.ones(1 << 26, np.int64)
 
 
 def made_up_vocabulary(config: ModelConfig) -> Vocabulary:

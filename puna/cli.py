@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
+    "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 
 
