@@ -1,0 +1,85 @@
+// Activations as the products want them: normalised, and also in 8 bits.
+#pragma once
+
+#include <cmath>
+
+#include "step.h"
+
+namespace puna {
+
+inline void quantize_group(const float* x, Group& group) {
+    Floats a = load_floats(x), b = load_floats(x + TILE);
+    const Floats magnitude = maximum(maximum(a, -a), maximum(b, -b));
+    const float largest = largest_of(magnitude);
+    group.scale = largest / 127;
+    const float by = group.scale > 1e-30f ? 127 / largest : 0;
+    typedef int8_t Small __attribute__((vector_size(16)));
+    int half = 0;
+    for (const Floats v : {a, b}) {
+        const Ints codes = (Ints)(v * by + splat(0x1.8p23f)) - 0x4b400000;
+        const Small small = __builtin_convertvector(codes, Small);
+        std::memcpy(group.codes + TILE * half, &small, sizeof small);
+        int32_t sum = 0;
+        for (int i = 0; i < TILE; i++) sum += codes[i];
+        group.sums[half++] = sum;
+    }
+}
+
+inline float inverse_rms(const float* x, int64_t dim, float eps) {
+    Floats squares[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * TILE <= dim; i += 2 * TILE) {
+        for (int j = 0; j < 2; j++) {
+            const Floats v = load_floats(x + i + TILE * j);
+            squares[j] = fma(v, v, squares[j]);
+        }
+    }
+    float rest = 0;
+    for (; i < dim; i++) rest += x[i] * x[i];
+    return 1 / std::sqrt((sum_of(squares[0] + squares[1]) + rest) / float(dim) + eps);
+}
+
+// Rows as floats -> also as codes; where there are fewer rows than threads, these share each row.
+// With `norm`, rows of x are first divided by their root mean square and multiplied with it.
+inline void prepare(const Work& w, int thread, const float* x, int64_t stride, const float* norm,
+             int64_t length, int rows, const int32_t* chosen) {
+    const int threads = w.s.num_threads;
+    const int64_t num_groups = padded(length, GROUP) / GROUP;
+    const bool shared = rows < threads;
+    const Share own(shared ? num_groups : rows, thread, threads);
+    const Share all(shared ? rows : num_groups, 0, 1);
+    const Share& by_row = shared ? all : own;
+    const Share& by_group = shared ? own : all;
+    for (int64_t r = by_row.begin; r < by_row.end; r++) {
+        const float* in = x + (chosen ? chosen[r] : r) * stride;
+        const float scale = norm ? inverse_rms(in, length, w.m.eps) : 1;
+        for (int64_t g = by_group.begin; g < by_group.end; g++) {
+            const float* from = in + g * GROUP;
+            float* to = w.normed + r * w.wide + g * GROUP;
+            const int64_t left = length - g * GROUP;
+            for (int i = 0; i < GROUP; i++) {
+                to[i] = i >= left ? 0 : norm ? from[i] * scale * norm[g * GROUP + i] : from[i];
+            }
+            quantize_group(to, w.groups[r * num_groups + g]);
+        }
+    }
+    w.pool->barrier();
+}
+
+inline Rows rows_of(const Work& w, int64_t length, int count) {
+    return {w.normed, w.groups, w.wide, padded(length, GROUP) / GROUP, count};
+}
+
+inline void keep(float* out, const Matrix& m, int64_t first, Floats values) {
+    if (first + TILE <= m.rows) return store_floats(out + first, values);
+    for (int64_t i = first; i < m.rows; i++) out[i] = values[i - first];
+}
+
+inline void add(float* out, const Matrix& m, int64_t first, Floats values) {
+    if (first + TILE <= m.rows) {
+        return store_floats(out + first, load_floats(out + first) + values);
+    }
+    for (int64_t i = first; i < m.rows; i++) out[i] += values[i - first];
+}
+
+}  // namespace puna
