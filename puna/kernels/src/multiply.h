@@ -100,13 +100,13 @@ __attribute__((noinline)) void multiply_tile(const Matrix& m, int64_t tile, cons
         }
         case F16: {
             const uint8_t* at = m.tiles + tile * m.columns * 32;
-            return multiply_floats<decltype(&load_halves), N>(at, 32, m.columns, x, first, out,
-                                                              load_halves);
+            const auto load = [](const uint8_t* w) { return load_halves(w); };
+            return multiply_floats<decltype(load), N>(at, 32, m.columns, x, first, out, load);
         }
         case BF16: {
             const uint8_t* at = m.tiles + tile * m.columns * 32;
-            return multiply_floats<decltype(&load_brains), N>(at, 32, m.columns, x, first, out,
-                                                              load_brains);
+            const auto load = [](const uint8_t* w) { return load_brains(w); };
+            return multiply_floats<decltype(load), N>(at, 32, m.columns, x, first, out, load);
         }
         default:
             with_kind(m.kind, [&]<class K>() {

@@ -75,8 +75,16 @@ inline Floats load_brains(const uint8_t* at) {
 // Sixteen small integers as floats.
 template <class T>
 inline Floats load_small(const uint8_t* at) {
+#if defined(__AVX512F__)
+    // Widened by hand: a conversion of vectors from bytes to floats is compiled lane by lane.
+    const __m128i raw = _mm_loadu_si128((const __m128i*)at);
+    constexpr bool is_signed = T(-1) < T(0);
+    const __m512i wide = is_signed ? _mm512_cvtepi8_epi32(raw) : _mm512_cvtepu8_epi32(raw);
+    return (Floats)_mm512_cvtepi32_ps(wide);
+#else
     typedef T Small __attribute__((vector_size(16)));
     return __builtin_convertvector(load_as<Small>(at), Floats);
+#endif
 }
 
 // sums + the products of four neighbours each: unsigned codes (16 x 4) by the signed bytes of x.
