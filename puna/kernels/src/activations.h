@@ -66,8 +66,9 @@ inline void prepare(const Work& w, int thread, const float* x, int64_t stride, c
     w.pool->barrier();
 }
 
-inline Rows rows_of(const Work& w, int64_t length, int count) {
-    return {w.normed, w.groups, w.wide, padded(length, GROUP) / GROUP, count};
+inline Rows rows_of(const Work& w, int thread, int64_t length, int count) {
+    uint8_t* scratch = w.scratch + thread * w.scratch_bytes;
+    return {w.normed, w.groups, w.wide, padded(length, GROUP) / GROUP, count, scratch};
 }
 
 inline void keep(float* out, const Matrix& m, int64_t first, Floats values) {

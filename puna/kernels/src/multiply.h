@@ -1,7 +1,7 @@
 // Rows times a matrix of tiles. How the sums of a row are ordered depends on nothing but its length.
 #pragma once
 
-#include "tiles.h"
+#include "panel.h"
 
 namespace puna {
 
@@ -14,12 +14,22 @@ struct Matrix {
 };
 
 // The same rows as floats (R, stride) and as codes (R, groups); of length a matrix's columns.
+// `scratch` has panel_bytes(count), of the thread alone.
 struct Rows {
     const float* floats;
     const Group* groups;
     int64_t stride, num_groups;
     int count;
+    uint8_t* scratch;
 };
+
+// Rows from which on it pays to unpack tiles for all of them. Only with AVX-512 are there registers
+// enough for that to be faster.
+#if defined(__AVX512F__)
+constexpr int PANEL_FROM = 32;
+#else
+constexpr int PANEL_FROM = 1 << 30;
+#endif
 
 template <class Load, int N>
 inline void multiply_floats(const uint8_t* tile, int width, int columns, const Rows& x, int first,
@@ -69,12 +79,10 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
                 for (int n = 0; n < N; n++) {
                     const Group& in =
                         x.groups[(first + n) * x.num_groups + block * (K::BLOCK / GROUP) + g];
-                    const int32_t total = SUBS == 1 ? in.sums[0] + in.sums[1] : in.sums[s];
+                    const int32_t total = in.sum(SUBS, s);
                     Ints products = -K::ZERO * total - Ints{};
-                    for (int j = 0; j < PER_SUB; j++) {
-                        int32_t four;
-                        std::memcpy(&four, in.codes + 4 * (s * PER_SUB + j), 4);
-                        products = dot4(products, codes[s * PER_SUB + j], four);
+                    for (int j = s * PER_SUB; j < (s + 1) * PER_SUB; j++) {
+                        products = dot4(products, codes[j], in.four(j));
                     }
                     const Floats values = __builtin_convertvector(products, Floats);
                     sums[n] = fma(values, scale * in.scale, sums[n]);
@@ -116,27 +124,45 @@ __attribute__((noinline)) void multiply_tile(const Matrix& m, int64_t tile, cons
     }
 }
 
-template <int N>
-struct Size {
-    static constexpr int value = N;
-};
+// Two tiles, or the last one, for all rows: sums (count, SIDES) in the rows' scratch.
+__attribute__((noinline)) inline Floats* multiply_pair(const Matrix& m, int64_t tile, int sides,
+                                                       const Rows& x) {
+    auto* sums = reinterpret_cast<Floats*>(x.scratch + PANEL_GROUPS * MOST_GROUP_BYTES);
+    with_kind(m.kind, [&]<class K>() {
+        const int64_t size = int64_t(m.columns) / K::BLOCK * BLOCK_BYTES<K>;
+        multiply_tiles<K>(m.tiles + tile * size, sides, m.columns, x.groups, x.num_groups, x.count,
+                          x.scratch, sums);
+    });
+    return sums;
+}
 
 // finish(row, first output, products of 16 outputs) for all rows and the tiles from begin to end.
 template <class Finish>
 inline void multiply(const Matrix& m, int64_t begin, int64_t end, const Rows& x, Finish finish) {
+    if (m.kind > BF16 && x.count >= PANEL_FROM) {
+        for (int64_t tile = begin; tile < end; tile += SIDES) {
+            const int sides = int(end - tile < SIDES ? end - tile : SIDES);
+            const Floats* sums = multiply_pair(m, tile, sides, x);
+            for (int row = 0; row < x.count; row++) {
+                for (int side = 0; side < sides; side++) {
+                    finish(row, (tile + side) * TILE, sums[row * SIDES + side]);
+                }
+            }
+        }
+        return;
+    }
     Floats out[8];
     for (int64_t tile = begin; tile < end; tile++) {
         int row = 0;
-        const auto take = [&](auto size) {
-            constexpr int N = decltype(size)::value;
+        const auto take = [&]<int N>() {
             for (; row + N <= x.count; row += N) {
                 multiply_tile<N>(m, tile, x, row, out);
                 for (int n = 0; n < N; n++) finish(row + n, tile * TILE, out[n]);
             }
         };
-        if (m.kind > BF16) take(Size<8>{});
-        take(Size<4>{});
-        take(Size<1>{});
+        if (m.kind > BF16) take.template operator()<8>();
+        take.template operator()<4>();
+        take.template operator()<1>();
     }
 }
 

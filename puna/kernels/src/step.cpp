@@ -10,7 +10,7 @@ namespace {
 void project_heads(const Work& w, int thread, const Layer& layer) {
     const Matrix* matrices[3] = {&layer.wq, &layer.wk, &layer.wv};
     float* outs[3] = {w.q, w.k, w.v};
-    const Rows x = rows_of(w, w.m.dim, w.s.num_rows);
+    const Rows x = rows_of(w, thread, w.m.dim, w.s.num_rows);
     int64_t total = 0;
     for (const Matrix* m : matrices) total += m->num_tiles();
     const Share own(total, thread, w.s.num_threads);
@@ -30,7 +30,7 @@ void project_heads(const Work& w, int thread, const Layer& layer) {
 
 void project_back(const Work& w, int thread, const Matrix& m) {
     const Share own(m.num_tiles(), thread, w.s.num_threads);
-    const Rows x = rows_of(w, m.columns, w.s.num_rows);
+    const Rows x = rows_of(w, thread, m.columns, w.s.num_rows);
     multiply(m, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
         add(w.s.x + int64_t(row) * w.m.dim, m, first, values);
     });
@@ -38,14 +38,15 @@ void project_back(const Work& w, int thread, const Matrix& m) {
 }
 
 void gate(const Work& w, int thread, const Layer& layer) {
-    const Rows x = rows_of(w, w.m.dim, w.s.num_rows);
+    const Rows x = rows_of(w, thread, w.m.dim, w.s.num_rows);
     const Share own(layer.w1.num_tiles(), thread, w.s.num_threads);
-    for (int64_t tile = own.begin; tile < own.end; tile++) {
-        multiply(layer.w1, tile, tile + 1, x, [&](int row, int64_t first, Floats values) {
+    for (int64_t tile = own.begin; tile < own.end; tile += SIDES) {
+        const int64_t end = tile + SIDES < own.end ? tile + SIDES : own.end;
+        multiply(layer.w1, tile, end, x, [&](int row, int64_t first, Floats values) {
             const Floats silu = values / (1.0f + exponential(-values));
             keep(w.hidden + row * w.wide, layer.w1, first, silu);
         });
-        multiply(layer.w3, tile, tile + 1, x, [&](int row, int64_t first, Floats values) {
+        multiply(layer.w3, tile, end, x, [&](int row, int64_t first, Floats values) {
             float* out = w.hidden + row * w.wide;  // its padding is never read
             keep(out, layer.w3, first, load_floats(out + first) * values);
         });
@@ -72,7 +73,7 @@ void run(void* argument, int thread) {
     }
     prepare(w, thread, s.x, m.dim, m.norm, m.dim, s.num_outputs, s.outputs);
     const Share own(m.output.num_tiles(), thread, s.num_threads);
-    const Rows x = rows_of(w, m.dim, s.num_outputs);
+    const Rows x = rows_of(w, thread, m.dim, s.num_outputs);
     multiply(m.output, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
         keep(s.logits + int64_t(row) * m.vocab_size, m.output, first, values);
     });

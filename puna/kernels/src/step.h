@@ -58,7 +58,8 @@ struct Work {
     int64_t wide, head_stride;  // floats of a row of activations, of a head
     float *normed, *q, *k, *v, *attended, *hidden, *scores;
     Group* groups;
-    int64_t num_scores, bytes;
+    uint8_t* scratch;  // of each thread: scratch_bytes
+    int64_t num_scores, scratch_bytes, bytes;
 
     Work(const Model& m, const Step& s, Pool* pool) : m(m), s(s), pool(pool) {
         const int64_t rows = s.num_rows;
@@ -74,6 +75,8 @@ struct Work {
         hidden = space.take<float>(rows * wide);
         scores = space.take<float>(num_scores * s.num_threads);
         groups = space.take<Group>(rows * wide / GROUP);
+        scratch_bytes = panel_bytes(rows);
+        scratch = space.take<uint8_t>(scratch_bytes * s.num_threads);
         bytes = space.used;
     }
 };

@@ -18,6 +18,15 @@ struct Group {
     float scale;
     int32_t sums[2];
     int32_t padding;
+
+    // The codes of columns 4j to 4j + 3.
+    int32_t four(int j) const {
+        int32_t bits;
+        std::memcpy(&bits, codes + 4 * j, 4);
+        return bits;
+    }
+    // The sum of run `s` of `runs`, which are 1 or 2.
+    int32_t sum(int runs, int s) const { return runs == 1 ? sums[0] + sums[1] : sums[s]; }
 };
 static_assert(sizeof(Group) == 48, "the layout is Python's too");
 
