@@ -22,6 +22,13 @@ PAGE_SIZE = ROWS  # positions of a page of keys and values
 
 _NORMS = ("attention_norm", "ffn_norm")
 _MATRICES = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w2", "w3")}
+# The inputs of a layer's matrices, and who reads them.
+INPUTS = {
+    "attention_order": ("attention.wq", "attention.wk", "attention.wv"),
+    "wo_order": ("attention.wo",),
+    "ffn_order": ("feed_forward.w1", "feed_forward.w3"),
+    "w2_order": ("feed_forward.w2",),
+}
 
 
 class _Matrix(ctypes.Structure):
@@ -35,6 +42,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _NORMS),
         *((name, _Matrix) for names in _MATRICES.values() for name in names),
+        *((name, ctypes.c_void_p) for name in INPUTS),
     )
 
 
@@ -64,7 +72,8 @@ class Forward:
     """A model's weights in tiles, and the pages of keys and values that its steps fill.
 
     `tiles` and `norms` go by the canonical names; the tiles of a tied head by "output.weight".
-    Not for several threads at once.
+    `orders` has, for matrices whose columns are not in order, which input each column is (int32);
+    those of one input (`INPUTS`) have the same. Not for several threads at once.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Forward:
         *,
         num_pages: int,
         num_threads: int | None = None,
+        orders: Mapping[str, Ints] | None = None,
     ) -> None:
         self._library = library
         library.puna_workspace_bytes.restype = ctypes.c_int64
@@ -87,7 +97,8 @@ class Forward:
         self.keys = _zeros((*pages, config.head_dim, PAGE_SIZE))
         self.values = _zeros((*pages, PAGE_SIZE, head_stride))
         cosines, sines = rotary_tables(config)
-        self._kept: list[Any] = [tiles, norms, cosines, sines]
+        orders = orders or {}
+        self._kept: list[Any] = [tiles, norms, cosines, sines, orders]
         layers = (_Layer * config.num_layers)()
         for i, layer in enumerate(layers):
             for name in _NORMS:
@@ -95,6 +106,9 @@ class Forward:
             for part, names in _MATRICES.items():
                 for name in names:
                     setattr(layer, name, _matrix(tiles[f"layers.{i}.{part}.{name}.weight"]))
+            for name, readers in INPUTS.items():
+                order = orders.get(f"layers.{i}.{readers[0]}.weight")
+                setattr(layer, name, None if order is None else order.ctypes.data)
         self._model = _Model(
             *(config.num_layers, config.dim, config.num_heads, config.num_kv_heads),
             *(config.head_dim, config.ffn_dim, config.vocab_size, config.norm_eps),

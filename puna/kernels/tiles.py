@@ -19,7 +19,8 @@ ROWS = 16  # of a tile
 # The number of each kind in `src/tiles.h`.
 _NUMBERS = ("f32", "f16", "bf16")
 _BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q4_k", "q5_k", "q6_k")
-KINDS = {name: number for number, name in enumerate((*_NUMBERS, *_BLOCKS))}
+_GROUPED = ("grouped_4", "grouped_8")
+KINDS = {name: number for number, name in enumerate((*_NUMBERS, *_BLOCKS, *_GROUPED))}
 _NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 # Q3_K's codes and scales fit the tiles of Q6_K, whose products take the same time.
 _HOSTS = {"q3_k": "q6_k"}
@@ -55,6 +56,35 @@ def pack(library: ctypes.CDLL, dtype: str, stored: Array, columns: int) -> Tiles
         block_bytes = ctypes.c_int64(stored.shape[1] * block // columns)
         library.puna_pack_blocks(kind, source, *shape, block_bytes, target)
     return Tiles(KINDS[host], rows, columns, data)
+
+
+def grouped_kind(bits: int, *, symmetric: bool) -> str:
+    """The kind of tiles that holds integers of so many bits exactly, in the least bytes."""
+    if symmetric and bits in (4, 8):  # their zeros are those of these block types
+        return f"q{bits}_0"
+    return "grouped_4" if bits <= 4 else "grouped_8"
+
+
+def pack_grouped(
+    library: ctypes.CDLL, kind: str, codes: Array, scales: Array, zeros: Array, group_size: int
+) -> Tiles:
+    """Integers in groups of neighbours as tiles.
+
+    `codes` (rows, columns); `scales` float16, as bytes (rows, 2 * groups); `zeros` (rows, groups).
+    Columns and group size are multiples of 32, but that a group may be longer than a row.
+    """
+    rows, columns = codes.shape
+    library.puna_tile_bytes.restype = ctypes.c_int64
+    tile_bytes = library.puna_tile_bytes(KINDS[kind], ctypes.c_int64(columns))
+    data = huge(-(-rows // ROWS) * tile_bytes)
+    arrays = [np.ascontiguousarray(array) for array in (codes, scales, zeros)]
+    library.puna_pack_grouped(
+        KINDS[kind],
+        *(ctypes.c_void_p(array.ctypes.data) for array in arrays),
+        *(ctypes.c_int64(number) for number in (rows, columns, group_size)),
+        ctypes.c_void_p(data.ctypes.data),
+    )
+    return Tiles(KINDS[kind], rows, columns, data)
 
 
 def huge(size: int) -> Array:

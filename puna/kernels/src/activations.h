@@ -39,26 +39,40 @@ inline float inverse_rms(const float* x, int64_t dim, float eps) {
     return 1 / std::sqrt((sum_of(squares[0] + squares[1]) + rest) / float(dim) + eps);
 }
 
-// Rows as floats -> also as codes; where there are fewer rows than threads, these share each row.
-// With `norm`, rows of x are first divided by their root mean square and multiplied with it.
-inline void prepare(const Work& w, int thread, const float* x, int64_t stride, const float* norm,
-             int64_t length, int rows, const int32_t* chosen) {
+// What a product's rows are made of: row r is row chosen[r] of x, its column k is column order[k].
+struct Source {
+    const float* x;
+    int64_t stride, length;
+    const float* norm;  // if not null, rows are divided by their root mean square and multiplied
+    const int32_t *order, *chosen;
+};
+
+// Rows as floats and as codes; where there are fewer rows than threads, these share each row.
+inline void prepare(const Work& w, int thread, const Source& source, int rows) {
     const int threads = w.s.num_threads;
-    const int64_t num_groups = padded(length, GROUP) / GROUP;
+    const int64_t length = source.length, num_groups = padded(length, GROUP) / GROUP;
     const bool shared = rows < threads;
     const Share own(shared ? num_groups : rows, thread, threads);
     const Share all(shared ? rows : num_groups, 0, 1);
     const Share& by_row = shared ? all : own;
     const Share& by_group = shared ? own : all;
+    const float* norm = source.norm;
     for (int64_t r = by_row.begin; r < by_row.end; r++) {
-        const float* in = x + (chosen ? chosen[r] : r) * stride;
+        const float* in = source.x + (source.chosen ? source.chosen[r] : r) * source.stride;
         const float scale = norm ? inverse_rms(in, length, w.m.eps) : 1;
         for (int64_t g = by_group.begin; g < by_group.end; g++) {
-            const float* from = in + g * GROUP;
-            float* to = w.normed + r * w.wide + g * GROUP;
-            const int64_t left = length - g * GROUP;
-            for (int i = 0; i < GROUP; i++) {
-                to[i] = i >= left ? 0 : norm ? from[i] * scale * norm[g * GROUP + i] : from[i];
+            const int64_t first = g * GROUP, left = length - first;
+            float* to = w.normed + r * w.wide + first;
+            const auto fill = [&](auto column) {
+                for (int i = 0; i < GROUP; i++) {
+                    const int64_t from = i < left ? column(first + i) : 0;
+                    to[i] = i >= left ? 0 : norm ? in[from] * scale * norm[from] : in[from];
+                }
+            };
+            if (source.order) {
+                fill([&](int64_t k) { return source.order[k]; });
+            } else {
+                fill([](int64_t k) { return k; });
             }
             quantize_group(to, w.groups[r * num_groups + g]);
         }

@@ -148,4 +148,26 @@ PUNA_EXPORT void puna_pack_numbers(int32_t size, const uint8_t* in, int64_t rows
     }
 }
 
+// Integers in groups to tiles: a byte each, and f16 scales and uint8 zeros (rows, groups) of
+// `group_size` columns, a multiple of 32.
+PUNA_EXPORT void puna_pack_grouped(int32_t kind, const uint8_t* codes, const uint8_t* scales,
+                                   const uint8_t* zeros, int64_t rows, int64_t columns,
+                                   int64_t group_size, uint8_t* out) {
+    const int64_t groups = (columns + group_size - 1) / group_size;
+    with_kind(kind, [&]<class K>() {
+        for (int64_t r = 0; r < rows; r++) {
+            const int row = int(r % TILE);
+            uint8_t* at = out + r / TILE * (columns / GROUP) * BLOCK_BYTES<K>;
+            for (int64_t k = 0; k < columns; k += GROUP, at += BLOCK_BYTES<K>) {
+                const int64_t group = r * groups + k / group_size;
+                std::memcpy(at + 2 * row, scales + 2 * group, 2);
+                if constexpr (K::HEAD == 32 + TILE) at[32 + row] = zeros[group];
+                for (int i = 0; i < GROUP; i++) {
+                    place<K::HIGH>(at + K::HEAD, row, i, codes[r * columns + k + i]);
+                }
+            }
+        }
+    });
+}
+
 }  // namespace puna

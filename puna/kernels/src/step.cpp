@@ -59,19 +59,20 @@ void run(void* argument, int thread) {
     const Model& m = w.m;
     const Step& s = w.s;
     for (int64_t i = 0; i < m.num_layers; i++) {
-        const Layer& layer = m.layers[i];
-        prepare(w, thread, s.x, m.dim, layer.attention_norm, m.dim, s.num_rows, nullptr);
-        project_heads(w, thread, layer);
+        const Layer& l = m.layers[i];
+        const Source normed{s.x, m.dim, m.dim, l.attention_norm, l.attention_order, nullptr};
+        prepare(w, thread, normed, s.num_rows);
+        project_heads(w, thread, l);
         place_heads(w, thread, i);
         attend(w, thread, i);
-        prepare(w, thread, w.attended, w.wide, nullptr, m.dim, s.num_rows, nullptr);
-        project_back(w, thread, layer.wo);
-        prepare(w, thread, s.x, m.dim, layer.ffn_norm, m.dim, s.num_rows, nullptr);
-        gate(w, thread, layer);
-        prepare(w, thread, w.hidden, w.wide, nullptr, m.ffn_dim, s.num_rows, nullptr);
-        project_back(w, thread, layer.w2);
+        prepare(w, thread, {w.attended, w.wide, m.dim, nullptr, l.wo_order, nullptr}, s.num_rows);
+        project_back(w, thread, l.wo);
+        prepare(w, thread, {s.x, m.dim, m.dim, l.ffn_norm, l.ffn_order, nullptr}, s.num_rows);
+        gate(w, thread, l);
+        prepare(w, thread, {w.hidden, w.wide, m.ffn_dim, nullptr, l.w2_order, nullptr}, s.num_rows);
+        project_back(w, thread, l.w2);
     }
-    prepare(w, thread, s.x, m.dim, m.norm, m.dim, s.num_outputs, s.outputs);
+    prepare(w, thread, {s.x, m.dim, m.dim, m.norm, nullptr, s.outputs}, s.num_outputs);
     const Share own(m.output.num_tiles(), thread, s.num_threads);
     const Rows x = rows_of(w, thread, m.dim, s.num_outputs);
     multiply(m.output, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {

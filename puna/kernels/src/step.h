@@ -10,6 +10,9 @@ struct Layer {
     const float* attention_norm;
     const float* ffn_norm;
     Matrix wq, wk, wv, wo, w1, w2, w3;
+    // Which column each of the inputs is, of the matrices of a kind (null: its own); for weights
+    // that were quantized in order of activation.
+    const int32_t *attention_order, *wo_order, *ffn_order, *w2_order;
 };
 
 struct Model {

@@ -106,11 +106,40 @@ struct Signed {  // Q3_K, Q6_K: f16 d; int8 scales of 16 columns
     Floats minimum(const uint8_t*, int) const { return Floats{}; }
 };
 
+template <int HIGH_>
+struct Zeroed {  // integers of up to 4 or 8 bits in groups: f16 scale and uint8 zero of 32 columns
+    static constexpr int HIGH = HIGH_, ZERO = 0, SUB = 32, BLOCK = 32;
+    static constexpr bool MINIMUM = true;
+    static constexpr int HEAD = 32 + TILE;
+    Floats scale_, minimum_;
+
+    // 11 bits of the scale by 8 of the zero fit a float: nothing is rounded.
+    explicit Zeroed(const uint8_t* at)
+        : scale_(load_halves(at)), minimum_(-scale_ * load_small<uint8_t>(at + 32)) {}
+    Floats scale(const uint8_t*, int) const { return scale_; }
+    Floats minimum(const uint8_t*, int) const { return minimum_; }
+};
+
 template <class K>
 constexpr int BLOCK_BYTES = K::HEAD + K::BLOCK / GROUP * GROUP_BYTES<K::HIGH>;
 
 // Kinds by number, as `puna/kernels/tiles.py` has them.
-enum Kind : int32_t { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q4_K, Q5_K, Q6_K };
+enum Kind : int32_t {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    GROUPED_4,
+    GROUPED_8
+};
 
 // call(K{}...) for the kind of codes that `kind` is; not for floats.
 template <class Call>
@@ -125,6 +154,8 @@ inline void with_kind(int32_t kind, Call&& call) {
         case Q4_K: return call.template operator()<Ranged<0, 32>>();
         case Q5_K: return call.template operator()<Ranged<1, 32>>();
         case Q6_K: return call.template operator()<Signed>();
+        case GROUPED_4: return call.template operator()<Zeroed<0>>();
+        case GROUPED_8: return call.template operator()<Zeroed<4>>();
         default: return;
     }
 }
