@@ -26,7 +26,7 @@ struct Rows {
 // Rows from which on it pays to unpack tiles for all of them. Only with AVX-512 are there registers
 // enough for that to be faster.
 #if defined(__AVX512F__)
-constexpr int PANEL_FROM = 32;
+constexpr int PANEL_FROM = 64;
 #else
 constexpr int PANEL_FROM = 1 << 30;
 #endif
@@ -66,11 +66,8 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
         const K head(tile);
         for (int g = 0; g < K::BLOCK / GROUP; g++) {
             const uint8_t* at = tile + K::HEAD + g * GROUP_BYTES<K::HIGH>;
-            if constexpr (N == 1) {
-                for (int line = 0; line < GROUP_BYTES<K::HIGH>; line += 64) {
-                    __builtin_prefetch(at + 4096 + line);
-                }
-            }
+            // With many rows the next lines are too far ahead for the processor to see by itself.
+            prefetch<GROUP_BYTES<K::HIGH>>(at + 4096);
             Bytes codes[8];
             load_codes<K::HIGH>(at, codes);
             for (int s = 0; s < SUBS; s++) {

@@ -32,8 +32,10 @@ inline void unpack_tile(const uint8_t* tile, int side, int num_groups, PanelGrou
     for (int block = 0; block < num_groups / GROUPS; block++, tile += BLOCK_BYTES<K>) {
         const K head(tile);
         for (int g = 0; g < GROUPS; g++, out++) {
+            const uint8_t* at = tile + K::HEAD + g * GROUP_BYTES<K::HIGH>;
+            prefetch<GROUP_BYTES<K::HIGH>>(at + 4096);
             Bytes codes[8];
-            load_codes<K::HIGH>(tile + K::HEAD + g * GROUP_BYTES<K::HIGH>, codes);
+            load_codes<K::HIGH>(at, codes);
             for (int j = 0; j < 8; j++) out->codes[j][side] = codes[j];
             for (int s = 0; s < SUBS; s++) {
                 out->scales[s][side] = head.scale(tile, g * SUBS + s);

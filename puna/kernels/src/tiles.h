@@ -33,6 +33,11 @@ static_assert(sizeof(Group) == 48, "the layout is Python's too");
 template <int HIGH>
 constexpr int GROUP_BYTES = HIGH == 4 ? 512 : 256 + 64 * HIGH;
 
+template <int BYTES>
+inline void prefetch(const uint8_t* at) {
+    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(at + line);
+}
+
 // The codes of a group: HIGH bits of each above its low four.
 template <int HIGH>
 inline void load_codes(const uint8_t* at, Bytes* codes) {
