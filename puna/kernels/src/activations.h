@@ -13,12 +13,10 @@ inline void quantize_group(const float* x, Group& group) {
     const float largest = largest_of(magnitude);
     group.scale = largest / 127;
     const float by = group.scale > 1e-30f ? 127 / largest : 0;
-    typedef int8_t Small __attribute__((vector_size(16)));
     int half = 0;
     for (const Floats v : {a, b}) {
         const Ints codes = (Ints)(v * by + splat(0x1.8p23f)) - 0x4b400000;
-        const Small small = __builtin_convertvector(codes, Small);
-        std::memcpy(group.codes + TILE * half, &small, sizeof small);
+        store_small(group.codes + TILE * half, codes);
         int32_t sum = 0;
         for (int i = 0; i < TILE; i++) sum += codes[i];
         group.sums[half++] = sum;

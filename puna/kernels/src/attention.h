@@ -72,7 +72,7 @@ inline void attend_head(const Work& w, float* scores, int64_t layer, int row, in
             }
         }
         Floats score = (products[0] + products[1]) * by;
-        score = lanes + b * TILE < length ? score : splat(-INFINITY);
+        score = select(lanes + b * TILE < length, score, splat(-INFINITY));
         largest = maximum(largest, score);
         store_floats(scores + b * TILE, score);
     }

@@ -60,7 +60,7 @@ inline void multiply_floats(const uint8_t* tile, int width, int columns, const R
 template <class K, int N>
 inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int first,
                            Floats* out) {
-    constexpr int SUBS = GROUP / K::SUB, PER_SUB = 8 / SUBS;
+    constexpr int SUBS = GROUP / K::SUB, PER_SUB = 8 / SUBS, TOP = (16 << K::HIGH) - 1;
     Floats sums[N] = {};
     for (int block = 0; block < columns / K::BLOCK; block++, tile += BLOCK_BYTES<K>) {
         const K head(tile);
@@ -79,9 +79,9 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
                     const int32_t total = in.sum(SUBS, s);
                     Ints products = -K::ZERO * total - Ints{};
                     for (int j = s * PER_SUB; j < (s + 1) * PER_SUB; j++) {
-                        products = dot4(products, codes[j], in.four(j));
+                        products = dot4<TOP>(products, codes[j], in.four(j));
                     }
-                    const Floats values = __builtin_convertvector(products, Floats);
+                    const Floats values = floats_of(products);
                     sums[n] = fma(values, scale * in.scale, sums[n]);
                     if constexpr (K::MINIMUM) {
                         const float offset = -in.scale * float(total);

@@ -75,7 +75,7 @@ __attribute__((noinline)) void multiply_panel(const PanelGroup<SUBS, MINIMUM>* p
                 const Floats offset = splat(-in.scale * float(in.sum(SUBS, s)));
                 for (int side = 0; side < SIDES; side++) {
                     Floats& total = totals[n][side];
-                    const Floats values = __builtin_convertvector(products[n][side], Floats);
+                    const Floats values = floats_of(products[n][side]);
                     total = fma(values, panel->scales[s][side] * in.scale, total);
                     if constexpr (MINIMUM) total = fma(panel->minimums[s][side], offset, total);
                 }

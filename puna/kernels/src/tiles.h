@@ -45,6 +45,7 @@ inline void load_codes(const uint8_t* at, Bytes* codes) {
         for (int j = 0; j < 8; j++) codes[j] = load_as<Bytes>(at + 64 * j);
         return;
     }
+#pragma GCC unroll 4  // else codes are kept in memory where a register holds few
     for (int j = 0; j < 4; j++) {
         const Bytes both = load_as<Bytes>(at + 64 * j);
         codes[j] = both & 15;
