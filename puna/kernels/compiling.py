@@ -17,14 +17,20 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 # Instruction sets by machine, the one that any such processor has first, and the compiler's flags.
-LEVELS = {
+LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "x86-64": ("-march=x86-64",),  # SSE2
         "x86-64-v3": ("-march=x86-64-v3",),  # AVX2
         "x86-64-v4": ("-march=x86-64-v4",),  # AVX-512
         "x86-64-v4-vnni": ("-march=x86-64-v4", "-mavx512vnni"),
     },
+    "aarch64": {
+        "armv8-a": ("-march=armv8-a",),  # NEON
+        "armv8.2-a-dotprod": ("-march=armv8.2-a+dotprod",),
+    },
 }
+# What some systems call them.
+_ALIASES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 # No contraction: a fused multiply-add would round otherwise than the definitions in numpy.
 FLAGS = (
@@ -46,7 +52,7 @@ def levels() -> tuple[str, ...]:
 
 
 def _level_flags() -> dict[str, tuple[str, ...]]:
-    machine = platform.machine().replace("AMD64", "x86_64")
+    machine = _ALIASES.get(platform.machine(), platform.machine())
     return LEVELS.get(machine, {machine: ()})
 
 
