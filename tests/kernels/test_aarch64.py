@@ -184,7 +184,7 @@ def steps(checkpoint: Checkpoint, dtype: str, num_pages: int, batches: list[Batc
 
 
 def some_batches(vocab_size: int) -> list[Batch]:
-    """A prompt; a token after it beside another prompt; a token of each."""
+    """A prompt, in panels where there are any; a token after it beside another prompt; a token of each."""
     rng = np.random.default_rng(5)
     table = np.array([[2, 0, 5], [4, 1, 3]], np.int32)
 
@@ -193,11 +193,11 @@ def some_batches(vocab_size: int) -> list[Batch]:
         tokens = rng.integers(0, vocab_size, len(rows)).astype(np.int32)
         return Batch(tokens, positions, sequences, table, np.array(outputs, np.int32))
 
-    first, second = [(0, i) for i in range(29)], [(1, i) for i in range(6)]
+    first, second = [(0, i) for i in range(33)], [(1, i) for i in range(6)]
     return [
-        batch(*first, outputs=[0, 7, 8, 28]),
-        batch((0, 29), *second, outputs=[0, 6]),
-        batch((1, 6), (0, 30), outputs=[0, 1]),
+        batch(*first, outputs=[0, 7, 8, 32]),
+        batch((0, 33), *second, outputs=[0, 6]),
+        batch((1, 6), (0, 34), outputs=[0, 1]),
     ]
 
 
@@ -219,7 +219,7 @@ def test_logits_equal_this_machines(
     libraries = [library for level, library in native.libraries().items() if level != "x86-64"]
     if not libraries:
         pytest.skip("no native code with fused multiply-add runs here")
-    config = small_config(**SHAPES[shape], vocab_size=41)
+    config = small_config(**SHAPES[shape], vocab_size=41, context_length=64)
     checkpoint = as_checkpoint(random_model(config, seed=1), tmp_path, None)
     batches = some_batches(config.vocab_size)
     ours = np.frombuffer(machine.run(steps(checkpoint, dtype, 6, batches)), "<u4")
