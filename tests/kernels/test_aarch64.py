@@ -206,7 +206,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"dim": 24, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 44},  # nothing by 16
 }
 CASES = [
-    *((dtype, "whole") for dtype in (*TILES, "q3_k")),
+    *((dtype, "whole") for dtype in ("f32", "f16", "bf16", *KINDS)),
     *((dtype, "odd") for dtype in ("f32", "f16", "bf16")),
 ]
 
