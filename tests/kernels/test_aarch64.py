@@ -184,7 +184,7 @@ def steps(checkpoint: Checkpoint, dtype: str, num_pages: int, batches: list[Batc
 
 
 def some_batches(vocab_size: int) -> list[Batch]:
-    """A prompt, in panels where there are any; a token after it beside another prompt; a token of each."""
+    """A prompt, long enough for panels; a token after it beside another prompt; one of each."""
     rng = np.random.default_rng(5)
     table = np.array([[2, 0, 5], [4, 1, 3]], np.int32)
 
