@@ -1,5 +1,5 @@
-// What the processors do with one register of a tile's numbers: WIDTH floats, WIDTH integers, or four
-// bytes for each of them.
+// What the processors do with one register of a tile's numbers: WIDTH floats, WIDTH integers, or
+// four bytes for each of them.
 #pragma once
 
 #include <type_traits>
@@ -90,8 +90,8 @@ inline Lanes small_at(const uint8_t* at) {
 #endif
 }
 
-// sums + the products of four neighbours each: unsigned codes (WIDTH x 4), at most TOP, by the signed
-// bytes of x. Below 128 the products of two neighbours fit 16 bits, and codes are signed bytes too.
+// sums + the products of four neighbours each: unsigned codes (WIDTH x 4), at most TOP, by the
+// signed bytes of x. Below 128 two products fit 16 bits, and codes are signed bytes too.
 template <int TOP = 255>
 inline IntLanes dot4(IntLanes sums, ByteLanes codes, int32_t x) {
 #if defined(__AVX512VNNI__)
