@@ -17,9 +17,7 @@ inline void quantize_group(const float* x, Group& group) {
     for (const Floats v : {a, b}) {
         const Ints codes = (Ints)(v * by + splat(0x1.8p23f)) - 0x4b400000;
         store_small(group.codes + TILE * half, codes);
-        int32_t sum = 0;
-        for (int i = 0; i < TILE; i++) sum += codes[i];
-        group.sums[half++] = sum;
+        group.sums[half++] = sum_of(codes);
     }
 }
 

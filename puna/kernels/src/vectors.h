@@ -100,20 +100,35 @@ inline Floats select(Ints mask, Floats a, Floats b) {
     return made<Floats>([&](int i) { return part_of(mask, i) ? part_of(a, i) : part_of(b, i); });
 }
 
-inline float sum_of(Floats v) {
-    float numbers[TILE];
-    store_floats(numbers, v);
-    for (int half = TILE / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++) numbers[i] += numbers[i + half];
+// All sixteen combined, halves with each other until one is left; an order that sums depend on.
+#if defined(__AVX512F__)
+inline float sum_of(Floats v) { return _mm512_reduce_add_ps(v); }
+inline int32_t sum_of(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
+inline float largest_of(Floats v) { return _mm512_reduce_max_ps(v); }
+#else
+template <class T, class Register, class Combine>
+inline T reduced(Parts<T, Register> v, Combine combine) {
+    for (int half = TILE / WIDTH / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) v.part[i] = combine(v.part[i], v.part[i + half]);
+    }
+    T numbers[WIDTH];
+    std::memcpy(numbers, &v.part[0], sizeof numbers);
+    for (int half = WIDTH / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) numbers[i] = combine(numbers[i], numbers[i + half]);
     }
     return numbers[0];
 }
 
-inline float largest_of(Floats v) {
-    float largest = v[0];
-    for (int i = 1; i < TILE; i++) largest = v[i] > largest ? v[i] : largest;
-    return largest;
+inline float sum_of(Floats v) {
+    return reduced(v, [](auto a, auto b) { return a + b; });
 }
+inline int32_t sum_of(Ints v) {
+    return reduced(v, [](auto a, auto b) { return a + b; });
+}
+inline float largest_of(Floats v) {
+    return reduced(v, [](auto a, auto b) { return b > a ? b : a; });
+}
+#endif
 
 inline Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
 
