@@ -258,7 +258,8 @@ def _tensor(header: Header, name: str, entry: Entry) -> LazyTensor:
     def read() -> Bytes:
         return file.read(entry.begin, end, name).reshape(stored)
 
-    return LazyTensor(entry.shape, kind.name, read, place=(file.path, entry.place))
+    origin = (file.identity(entry.begin, end),)
+    return LazyTensor(entry.shape, kind.name, read, place=(file.path, entry.place), origin=origin)
 
 
 def write_gguf(

@@ -75,17 +75,27 @@ void read_block(int32_t type, const uint8_t* in, Block& block) {
     }
 }
 
+// The 32 codes of a row in a group: word j holds columns 4j to 4j + 3.
 template <int HIGH>
-void place(uint8_t* group, int row, int column, uint8_t code) {
-    const int j = column / 4, lane = 4 * row + column % 4;
+void place(uint8_t* group, int row, const uint8_t* codes) {
+    uint32_t words[8];
+    std::memcpy(words, codes, sizeof words);
+    const auto store = [&](int line, uint32_t word) {
+        std::memcpy(group + 64 * line + 4 * row, &word, sizeof word);
+    };
     if constexpr (HIGH == 4) {
-        group[64 * j + lane] = code;
+        for (int j = 0; j < 8; j++) store(j, words[j]);
         return;
     }
-    group[64 * (j % 4) + lane] |= uint8_t((code & 15) << (j < 4 ? 0 : 4));
-    if constexpr (HIGH == 1) group[256 + lane] |= uint8_t((code >> 4) << j);
-    if constexpr (HIGH == 2) {
-        group[256 + 64 * (j / 4) + lane] |= uint8_t((code >> 4) << 2 * (j % 4));
+    constexpr uint32_t LOW = 0x0f0f0f0f, HIGHEST = 0x01010101 * ((1 << HIGH) - 1);
+    for (int j = 0; j < 4; j++) store(j, (words[j] & LOW) | (words[j + 4] & LOW) << 4);
+    for (int plane = 0; plane < HIGH; plane++) {
+        uint32_t bits = 0;
+        constexpr int EACH = HIGH ? 8 / (HIGH ? HIGH : 1) : 1;  // words whose high bits fill one
+        for (int j = 0; j < EACH; j++) {
+            bits |= (words[EACH * plane + j] >> 4 & HIGHEST) << HIGH * j;
+        }
+        store(4 + plane, bits);
     }
 }
 
@@ -112,9 +122,9 @@ void pack(int32_t type, const uint8_t* in, int64_t rows, int64_t columns, int64_
             Block block;
             read_block(type, in, block);
             place_head<K>(at, int(r % TILE), block);
-            for (int i = 0; i < K::BLOCK; i++) {
-                uint8_t* group = at + K::HEAD + i / GROUP * GROUP_BYTES<K::HIGH>;
-                place<K::HIGH>(group, int(r % TILE), i % GROUP, block.codes[i]);
+            for (int g = 0; g < K::BLOCK / GROUP; g++) {
+                uint8_t* group = at + K::HEAD + g * GROUP_BYTES<K::HIGH>;
+                place<K::HIGH>(group, int(r % TILE), block.codes + g * GROUP);
             }
         }
     }
