@@ -21,6 +21,7 @@ from puna.quantize.storage import STORAGE, StorageType
 
 _ALIGNMENT = 4096
 _EMBEDDING, _HEAD = "tok_embeddings.weight", "output.weight"
+_WORTH_THREADS = 32 << 20  # packed bytes; less is done before the threads are awake
 _AS_STORED = -1  # in place of a kind of tiles: the embedding, of which rows are looked up
 
 
@@ -119,19 +120,29 @@ def _packed(
     parts: list[Part],
     room: Callable[[Part], Array],
 ) -> Iterator[Array]:
-    """Packs each part into the memory that `room` has for it; the next is read meanwhile."""
+    """Packs each part into the memory that `room` has for it."""
+    reads = [tensors[part.source].read for part in parts]
     with ThreadPoolExecutor(physical_cores() + 1) as pool:
-        ahead = pool.submit(tensors[parts[0].source].read)
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            stored = ahead.result()
-            if following is not None and following.source != part.source:
-                ahead = pool.submit(tensors[following.source].read)
+        threads = parts[-1].end >= _WORTH_THREADS
+        share = pool.map if threads else map
+        each = _ahead(pool, reads) if threads else (read() for read in reads)
+        for part, stored in zip(parts, each, strict=True):
             out = room(part)
             if part.kind == _AS_STORED:
                 out[:] = stored.reshape(-1)
             else:
-                pack(library, part.dtype, stored, part.columns, out, pool.map)
+                pack(library, part.dtype, stored, part.columns, out, share)
             yield out
+
+
+def _ahead(pool: ThreadPoolExecutor, reads: list[Callable[[], Array]]) -> Iterator[Array]:
+    """What each of `reads` gives; one is read while the one before is used."""
+    ahead = pool.submit(reads[0])
+    for following in reads[1:]:
+        stored = ahead.result()
+        ahead = pool.submit(following)
+        yield stored
+    yield ahead.result()
 
 
 def _scratch(parts: list[Part]) -> Callable[[Part], Array]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shlex
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -76,6 +74,10 @@ def compile_libraries(folder: Path = FOLDER) -> list[str]:
 
 
 def _compile(folder: Path, level: str) -> str | None:
+    # Here, because who only asks for a library starts faster without.
+    import shlex
+    import subprocess
+
     path = library_path(level, folder)
     unfinished = path.with_suffix(".partial")
     sources = [str(source) for source in sorted((FOLDER / "src").glob("*.cpp"))]

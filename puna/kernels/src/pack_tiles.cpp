@@ -130,6 +130,25 @@ void pack(int32_t type, const uint8_t* in, int64_t rows, int64_t columns, int64_
     }
 }
 
+// A tile at a time, and of it as many columns as stay in the nearest cache.
+template <int SIZE>
+void transpose(const uint8_t* in, int64_t rows, int64_t columns, uint8_t* out) {
+    constexpr int64_t WIDTH = 128;
+    for (int64_t top = 0; top < rows; top += TILE) {
+        const int64_t height = rows - top < TILE ? rows - top : TILE;
+        for (int64_t left = 0; left < columns; left += WIDTH) {
+            const int64_t right = left + WIDTH < columns ? left + WIDTH : columns;
+            for (int64_t r = 0; r < height; r++) {
+                const uint8_t* from = in + (top + r) * columns * SIZE;
+                uint8_t* to = out + (top * columns + r) * SIZE;
+                for (int64_t k = left; k < right; k++) {
+                    std::memcpy(to + k * TILE * SIZE, from + k * SIZE, SIZE);
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 
 // Bytes of one tile of a kind with so many columns.
@@ -140,22 +159,17 @@ PUNA_EXPORT int64_t puna_tile_bytes(int32_t kind, int64_t columns) {
     return bytes;
 }
 
-// Rows of a block type to tiles, which must be zeros before. `type` is the kind, or -1 for Q3_K.
+// Rows of a block type to tiles; what lacks to the last tile must be zeros before. `type` is the kind, or -1 for Q3_K.
 PUNA_EXPORT void puna_pack_blocks(int32_t type, const uint8_t* in, int64_t rows, int64_t columns,
                                   int64_t block_bytes, uint8_t* out) {
     with_kind(type < 0 ? int32_t(Q6_K) : type,
               [&]<class K>() { pack<K>(type, in, rows, columns, block_bytes, out); });
 }
 
-// Rows of numbers of `size` bytes to tiles, which must be zeros before.
+// Rows of numbers of 2 or 4 bytes to tiles; what lacks to the last tile must be zeros before.
 PUNA_EXPORT void puna_pack_numbers(int32_t size, const uint8_t* in, int64_t rows, int64_t columns,
                                    uint8_t* out) {
-    for (int64_t r = 0; r < rows; r++) {
-        uint8_t* at = out + (r / TILE * columns * TILE + r % TILE) * size;
-        for (int64_t k = 0; k < columns; k++, in += size, at += TILE * size) {
-            std::memcpy(at, in, size_t(size));
-        }
-    }
+    (size == 2 ? transpose<2> : transpose<4>)(in, rows, columns, out);
 }
 
 // Integers in groups to tiles: a byte each, and f16 scales and uint8 zeros (rows, groups) of
