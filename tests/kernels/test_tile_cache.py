@@ -22,7 +22,10 @@ from puna.engine.batch import Batch
 from puna.engine.native_runner import NativeRunner
 from puna.engine.tile_cache import TileCache
 from puna.formats import open_checkpoint, save_checkpoint
+from puna.formats.adapters.adapter import Adapter, LowRank
+from puna.formats.adapters.merge import merged
 from puna.formats.checkpoint import Checkpoint
+from puna.formats.errors import FormatError
 from puna.formats.network import as_checkpoint
 from puna.kernels import native
 from puna.kernels.tiles import checksum, pack
@@ -193,6 +196,8 @@ def test_damage_is_noticed(
     damaged = DAMAGE[what](whole)
     assert damaged != whole
     path.write_bytes(damaged)
+    (kept,) = cache.files()
+    assert kept.model == ("" if what in ("empty", "magic", "header") else str(model))
     with caplog.at_level(logging.WARNING, "puna"):
         assert np.array_equal(logits(model, cache), expected)
     assert "cannot be used" in caplog.text
@@ -266,6 +271,38 @@ def test_what_another_process_is_writing_stays(model: Path, cache: TileCache) ->
         assert partial.exists() and len(cache.files()) == 1
     logits(saved(model, seed=2), cache)
     assert not partial.exists()
+
+
+def test_what_this_process_is_writing_stays(cache: TileCache) -> None:
+    library = native.library()
+    assert library is not None
+    data = np.arange(4096, dtype=np.uint64).view(np.uint8)
+
+    def while_others_clean_up() -> Any:
+        TileCache(cache.folder).clear()
+        yield data
+
+    key = {"model": str(cache.folder), "version": "1"}
+    found = cache.put(library, key, [(0, data.size)], while_others_clean_up())
+    assert found is not None and np.array_equal(found, data)
+    assert not found.flags.writeable
+
+
+def test_an_adapter_is_part_of_what_weights_are_known_by(tmp_path: Path, cache: TileCache) -> None:
+    base, other = (
+        open_checkpoint(saved(tmp_path / f"{seed}.gguf", seed=seed, dtype="f32")) for seed in (1, 2)
+    )
+    name = "layers.0.attention.wq.weight"
+    square = other.tensors[name]
+    changed = []
+    for a, b in ((square, base.tensors[name]), (base.tensors[name], square)):
+        part = LowRank(a, b, 1.0, lambda problem: FormatError(tmp_path, "part", 0, problem))
+        adapter = Adapter("test", tmp_path, {name: part})
+        changed += [merged(base, adapter, scale) for scale in (0.1, 0.2)]
+    for checkpoint in (base, *changed):
+        for _ in range(2):
+            assert np.array_equal(logits(checkpoint, cache), logits(checkpoint))
+    assert len(cache.files()) == 5
 
 
 def test_a_full_disk_is_said_and_costs_nothing_else(
