@@ -186,9 +186,7 @@ PUNA_EXPORT void puna_pack_grouped(int32_t kind, const uint8_t* codes, const uin
                 const int64_t group = r * groups + k / group_size;
                 std::memcpy(at + 2 * row, scales + 2 * group, 2);
                 if constexpr (K::HEAD == 32 + TILE) at[32 + row] = zeros[group];
-                for (int i = 0; i < GROUP; i++) {
-                    place<K::HIGH>(at + K::HEAD, row, i, codes[r * columns + k + i]);
-                }
+                place<K::HIGH>(at + K::HEAD, row, codes + r * columns + k);
             }
         }
     });
