@@ -26,6 +26,7 @@ COMMANDS: dict[str, Entry] = {
     "list": Entry("puna.commands.list_models:list_models", "Models, here and known.", "Files"),
     "pull": Entry("puna.commands.pull:pull", "Download a model from a hub.", "Files"),
     "rm": Entry("puna.commands.rm:rm", "Delete a pulled model.", "Files"),
+    "cache": Entry("puna.commands.cache:cache", "What large models keep to start fast.", "Files"),
     "info": Entry("puna.commands.info:info", "What a model file is.", "Files"),
     "convert": Entry("puna.commands.convert:convert", "Rewrite a model in a format.", "Files"),
     "quantize": Entry(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from puna import cli
+from puna.commands.cache import cache_folder
 from puna.commands.models import resolve
 
 Run = Callable[..., tuple[int, str, str]]
@@ -55,6 +56,26 @@ def test_help_lists_every_command(run: Run) -> None:
     for name, entry in cli.COMMANDS.items():
         assert name in out
         assert entry.help in out
+
+
+def test_the_cache_is_shown_moved_and_switched_off(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PUNA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "puna"
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path / "moved"))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "0123.tiles").write_bytes(b"not one" * 1000)
+    code, out, _ = run("cache")
+    assert code == 0 and "(damaged)" in out and str(tmp_path / "moved") in out
+    code, out, _ = run("cache", "--json")
+    assert [Path(file["path"]).name for file in json.loads(out)["files"]] == ["0123.tiles"]
+    assert run("cache", "--clear")[0] == 0
+    assert not list((tmp_path / "moved").iterdir())
+    monkeypatch.setenv("PUNA_CACHE", "off")
+    assert cache_folder() is None
+    assert is_one_clear_line(*run("cache"), "PUNA_CACHE")
 
 
 @pytest.mark.parametrize("group", [(), ("tokenizer",)])

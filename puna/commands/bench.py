@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from puna.commands.cache import cache_folder
 from puna.commands.models import resolve
 from puna.commands.options import json_option, model_options
 
@@ -60,6 +61,7 @@ def bench(
         dtype,
         kv_tokens=tokens_needed(batches, contexts, prompt),
         num_threads=num_threads,
+        cache_folder=cache_folder(),
     )
     with bar("measuring", total=1 + len(batches) * len(contexts)) as advance:
         speeds = list(

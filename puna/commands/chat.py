@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.chat import Message, encode_dialog, fit
-from puna.commands.models import opened_draft, resolve
+from puna.commands.models import load, resolve
 from puna.commands.options import draft_option, model_options, sampling_options
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.formats.files import atomic_file
@@ -89,12 +89,8 @@ def chat(
             raise ValueError("MODEL is given twice: by itself and with --model")
         model = name
     checkpoint = resolve(model, tokenizer)
-
-    from puna.engine.llm import LLM
-
-    conversation = Conversation(
-        LLM(checkpoint, device=device, dtype=dtype, draft=opened_draft(draft)), sampling
-    )
+    llm = load(checkpoint, device=device, dtype=dtype, draft=draft)
+    conversation = Conversation(llm, sampling)
     conversation.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:

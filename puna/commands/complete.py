@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import opened_draft, resolve
+from puna.commands.models import load, resolve
 from puna.commands.options import draft_option, json_option, model_options, sampling_options
 from puna.engine.params import SamplingParams
 
@@ -42,10 +42,7 @@ def complete(
     checkpoint = resolve(model, tokenizer)
     if prompt == "-":
         prompt = _standard_input()
-
-    from puna.engine.llm import LLM
-
-    llm = LLM(checkpoint, device=device, dtype=dtype, draft=opened_draft(draft))
+    llm = load(checkpoint, device=device, dtype=dtype, draft=draft)
     if as_json:
         click.echo(json.dumps(_as_json(llm.generate(prompt, sampling)[0]), ensure_ascii=False))
         return

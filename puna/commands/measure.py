@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from puna.commands.options import Scope
 from puna.commands.progress import bar
 from puna.commands.render import human_bytes
 from puna.data.text import documents
@@ -21,17 +22,6 @@ from puna.formats.saving import bits_per_weight
 
 if TYPE_CHECKING:
     from puna.evaluate.perplexity import Window
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What of which text counts: windows of `context` tokens, the first `chunks` of them (None:
-    all), overlapping by all but `stride` tokens (None: not, and their second halves count)."""
-
-    text: Path
-    context: int = 512
-    stride: int | None = None
-    chunks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from puna.commands.cache import cache_folder
 from puna.engine.speculate import PROMPT_LOOKUP
 from puna.formats import open_checkpoint
 from puna.formats.checkpoint import Checkpoint
@@ -12,6 +14,11 @@ from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import NotPulledError
 from puna.hub.locate import locate as locate_here
 from puna.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from puna.engine.llm import LLM
+
+_LARGE = 256 << 20  # bytes of weights that take so long to load that a bar is shown
 
 
 def resolve(
@@ -40,6 +47,20 @@ def locate(model: str, *, download: bool = True) -> Path:
         except NotFoundError as error:
             raise ValueError(f"there is no file or folder {model}, and {error}") from None
     return locate_here(model)
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, draft: str | None) -> LLM:
+    """The model, ready to be asked; a bar says how far a large one is, where someone looks."""
+    from puna.engine.llm import LLM
+
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "cache_folder": cache_folder()}
+    if checkpoint.num_bytes < _LARGE or not sys.stderr.isatty():
+        return LLM(checkpoint, draft=opened_draft(draft), **options)
+
+    from puna.commands.progress import loading_bar
+
+    with loading_bar(checkpoint) as watched:
+        return LLM(watched, draft=opened_draft(draft), **options)
 
 
 def opened_draft(draft: str | None) -> Checkpoint | str | None:

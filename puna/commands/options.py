@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from puna.commands.measure import Scope
 from puna.engine.params import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What of which text counts: windows of `context` tokens, the first `chunks` of them (None:
+    all), overlapping by all but `stride` tokens (None: not, and their second halves count)."""
+
+    text: Path
+    context: int = 512
+    stride: int | None = None
+    chunks: int | None = None
 
 
 def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:

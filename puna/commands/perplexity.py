@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from puna.commands.measure import Scope, measure, show
+from puna.commands.measure import measure, show
 from puna.commands.models import resolve
-from puna.commands.options import compute_options, json_option, text_options
+from puna.commands.options import Scope, compute_options, json_option, text_options
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from puna.formats.checkpoint import Checkpoint
 
 
 @contextlib.contextmanager
@@ -42,6 +45,25 @@ def download_bar(label: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=num_bytes)
         yield lambda count: progress.advance(task, count)
+
+
+@contextlib.contextmanager
+def loading_bar(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint, with a bar from the first matrix that is read of it to the last."""
+    matrices = [name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) > 1]
+    columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("", total=len(matrices))
+
+    def advance(name: str) -> None:
+        progress.start()
+        progress.advance(task)
+
+    watched = {name: checkpoint.tensors[name].watched(advance, name) for name in matrices}
+    try:
+        yield replace(checkpoint, tensors={**checkpoint.tensors, **watched})
+    finally:
+        progress.stop()
 
 
 @contextlib.contextmanager

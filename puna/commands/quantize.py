@@ -13,9 +13,9 @@ import click
 import numpy as np
 
 from puna.commands.convert import write
-from puna.commands.measure import Scope, measure, show
+from puna.commands.measure import measure, show
 from puna.commands.models import resolve
-from puna.commands.options import json_option
+from puna.commands.options import Scope, json_option
 from puna.commands.progress import bar
 from puna.data.text import documents
 from puna.formats import open_checkpoint

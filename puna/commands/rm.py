@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from puna.commands.cache import cache_folder
 from puna.commands.options import json_option
 from puna.commands.render import human_bytes
+from puna.engine.tile_cache import TileCache
 from puna.hub.cache import Snapshot, remove, snapshots, stopped
 from puna.hub.locate import SHIPPED
 from puna.hub.names import HubName, parse
@@ -42,6 +44,8 @@ def rm(model: str, yes: bool, as_json: bool) -> None:
         if not click.confirm(f"Delete {model} ({size})?", err=True):
             raise ValueError("nothing was deleted")
     freed = remove(doomed, name.repository)
+    if (folder := cache_folder()) is not None:
+        freed += TileCache(folder).prune()
     if as_json:
         click.echo(json.dumps({"files": len(doomed), "freed_bytes": freed}))
     else:

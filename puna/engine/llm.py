@@ -29,8 +29,9 @@ class LLM:
     `model` is a path in any format, a shipped model's name, a hub's that was pulled, or an opened
     checkpoint. Keys and values of `kv_tokens` tokens are held (default: what suits the memory that
     is free), for up to `max_sequences` at once. `draft`, "prompt-lookup" or a smaller model of the
-    same vocabulary, guesses tokens ahead, which changes the speed alone. May be used from several
-    threads.
+    same vocabulary, guesses tokens ahead, which changes the speed alone. With a `cache_folder`, a
+    large model's weights are kept there as the processor wants them, and the next start is
+    immediate (the commands use ~/.cache/puna). May be used from several threads.
     """
 
     def __init__(
@@ -45,12 +46,17 @@ class LLM:
         max_rows: int = MAX_ROWS,
         max_sequences: int = MAX_SEQUENCES,
         draft: str | Path | Checkpoint | None = None,
+        cache_folder: str | Path | None = None,
     ) -> None:
         model = _opened(model, tokenizer)
         self.config = model.config
         self.tokenizer = model.tokenizer()
         limits = {"max_rows": max_rows, "max_sequences": max_sequences}
-        runner = load_runner(model, device, dtype, kv_tokens=kv_tokens, num_threads=num_threads)
+        options: dict[str, Any] = {
+            "num_threads": num_threads,
+            "cache_folder": None if cache_folder is None else Path(cache_folder),
+        }
+        runner = load_runner(model, device, dtype, kv_tokens=kv_tokens, **options)
         drafter: Drafter | None = None
         if draft == PROMPT_LOOKUP:
             drafter = PromptLookup()
@@ -59,9 +65,7 @@ class LLM:
             if smaller.tokenizer().vocabulary.pieces != self.tokenizer.vocabulary.pieces:
                 raise ValueError(f"{smaller.path} cannot draft: its vocabulary is another one")
             num_tokens = runner.num_pages * runner.page_size
-            held = load_runner(
-                smaller, device, dtype, kv_tokens=num_tokens, num_threads=num_threads
-            )
+            held = load_runner(smaller, device, dtype, kv_tokens=num_tokens, **options)
             drafter = DraftModel(held, self.tokenizer.vocab_size, **limits)
         self.engine = Engine(runner, self.tokenizer, drafter=drafter, **limits)
         self._lock = Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.engine.batch import Runner
@@ -44,12 +45,14 @@ def load_runner(
     *,
     kv_tokens: int | None = None,
     num_threads: int | None = None,
+    cache_folder: Path | None = None,
 ) -> Runner:
     """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
 
     On a CPU that is native code, and `dtype` "auto" means as stored; elsewhere, and without native
     code, the network, which is said. `kv_tokens` None takes what suits the memory that is free,
-    at least one context. Raises ValueError, before reading weights, for what does not fit.
+    at least one context. A large model's weights, packed, are kept in `cache_folder` (None: not).
+    Raises ValueError, before reading weights, for what does not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
@@ -64,11 +67,15 @@ def load_runner(
     num_tokens = plan_kv_tokens(checkpoint, weight_bytes, free, kv_tokens)
     if is_native:
         from puna.engine.native_runner import NativeRunner
+        from puna.engine.tile_cache import TileCache
 
         if num_threads is None and config.num_parameters < _SMALL:
             num_threads = 1
         num_pages = -(-num_tokens // NativeRunner.page_size)
-        return NativeRunner(checkpoint, num_pages=num_pages, dtype=stored, num_threads=num_threads)
+        cache = None if cache_folder is None else TileCache(cache_folder)
+        return NativeRunner(
+            checkpoint, num_pages=num_pages, dtype=stored, num_threads=num_threads, cache=cache
+        )
     if device == "cpu":
         if importlib.util.find_spec("torch") is None:
             raise ValueError(

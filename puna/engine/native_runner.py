@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
+from puna.engine.tile_cache import TileCache
+from puna.engine.weights import load_weights
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels import native
 from puna.kernels.step import PAGE_SIZE, Forward
-from puna.kernels.tiles import pack
-from puna.quantize.storage import STORAGE
 
 
 class NativeRunner:
     """Runs batches on the CPU. Block types are multiplied as they are, with activations of 8 bits.
 
-    With `dtype` all matrices are converted to it first. Raises ValueError where no native code
-    was built.
+    With `dtype` all matrices are converted to it first. A large model's packed weights are kept in
+    `cache`. Raises ValueError where no native code was built.
     """
 
     page_size = PAGE_SIZE
@@ -29,28 +29,22 @@ class NativeRunner:
         num_pages: int,
         dtype: str | None = None,
         num_threads: int | None = None,
+        cache: TileCache | None = None,
     ) -> None:
         library = native.library()
         if library is None:
             raise ValueError("native code was not built; install a C++ compiler and Puna again")
         self.config = checkpoint.config
         self.num_pages = num_pages
-        tiles, norms = {}, {}
-        for name, tensor in checkpoint.tensors.items():
-            if len(tensor.shape) == 1:
-                norms[name] = np.ascontiguousarray(tensor.read_float32())
-                continue
-            if dtype is not None:
-                tensor = tensor.converted(dtype)
-            stored = tensor.read()
-            if name == "tok_embeddings.weight":
-                self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
-                if not self.config.tied:
-                    continue
-                name = "output.weight"
-            tiles[name] = pack(library, tensor.dtype, stored, tensor.shape[1])
+        weights = load_weights(library, checkpoint, dtype, cache)
+        self._embeddings, self._embedding_type = weights.embeddings, weights.embedding_type
         self._forward = Forward(
-            library, self.config, tiles, norms, num_pages=num_pages, num_threads=num_threads
+            library,
+            self.config,
+            weights.tiles,
+            weights.norms,
+            num_pages=num_pages,
+            num_threads=num_threads,
         )
 
     def step(self, batch: Batch) -> NDArray[np.float32]:

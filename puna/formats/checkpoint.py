@@ -35,7 +35,8 @@ class LazyTensor:
     `shape` is the logical shape, `dtype` a name of `quantize.storage.STORAGE`; `read()` gives the
     stored rows as a uint8 array of shape (*shape[:-1], row bytes), in the canonical layout and in
     memory of its own. Where the file holds groups of integers, `packed` reads them, and `read()`
-    what they stand for. `place` is the file, and the byte in it that describes the tensor.
+    what they stand for. `place` is the file, and the byte in it that describes the tensor;
+    `origin` what all that is read is a function of (besides this package), None if not known.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +44,7 @@ class LazyTensor:
     read: Callable[[], Bytes]
     packed: Packed | None = None
     place: tuple[Path, int] | None = None
+    origin: tuple[str, ...] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +63,7 @@ class LazyTensor:
             dtype=dtype,
             read=lambda: convert(self.read(), self.dtype, dtype, importance),
             packed=None,
+            origin=derived(f"as {dtype}", self.origin) if importance is None else None,
         )
 
     def watched(self, callback: Callable[[str], None], name: str) -> LazyTensor:
@@ -82,9 +85,18 @@ class LazyTensor:
 
         return replace(self, read=read, packed=replace(packed, read=read_packed))
 
-    def reordered(self, reorder: Callable[[Bytes], Bytes]) -> LazyTensor:
-        """The same tensor with its rows moved by `reorder` when read."""
-        return replace(self, read=lambda: reorder(self.read()), packed=None)
+    def reordered(self, reorder: Callable[[Bytes], Bytes], how: str) -> LazyTensor:
+        """The same tensor with its rows moved by `reorder` when read; `how` says what that does."""
+        origin = derived(how, self.origin)
+        return replace(self, read=lambda: reorder(self.read()), packed=None, origin=origin)
+
+
+def derived(how: str, *origins: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The origin of what `how` makes of others; None if one of them is not known."""
+    known = [origin for origin in origins if origin is not None]
+    if len(known) < len(origins):
+        return None
+    return (how, *(part for origin in known for part in origin))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,14 @@ class DataFile:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        self.size = found.st_size
+        times = f"{found.st_mtime_ns} {found.st_ctime_ns}"  # the second cannot be set back
+        self._identity = f"{found.st_dev}:{found.st_ino} {self.size} {times}"
+
+    def identity(self, begin: int, end: int) -> str:
+        """What bytes [begin, end) are known by: another text once they may have changed."""
+        return f"{self._identity} {begin}-{end}"
 
     def read(self, begin: int, end: int, field: str = "data") -> NDArray[np.uint8]:
         """Bytes [begin, end), in memory of their own; FormatError if the file ends before."""

@@ -115,6 +115,7 @@ def lazy(file: DataFile, name: str, record: Record) -> LazyTensor:
         record.dtype,
         lambda: file.read(record.begin, end, name).reshape(stored),
         place=(file.path, record.at),
+        origin=(file.identity(record.begin, end),),
     )
 
 

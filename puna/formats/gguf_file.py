@@ -157,12 +157,13 @@ def _string(cursor: Cursor, field: str) -> str:
     if length > min(_MAX_TEXT, cursor.left):
         problem = f"a string of {length} bytes, with {cursor.left} left"
         raise cursor.error(field, problem, place)
-    raw: bytes | memoryview
     if length <= _SHORT:
-        raw = cursor.take(length, field)
-    else:
-        cursor.skip(length, field)
-        raw = cursor.file.read(place + 8, cursor.at, field).data  # not by a window of that size
+        try:
+            return cursor.take(length, field).decode()
+        except UnicodeDecodeError as error:
+            raise cursor.error(field, "it is not UTF-8", place + 8 + error.start) from None
+    cursor.skip(length, field)
+    raw = cursor.file.read(place + 8, cursor.at, field).data  # not by a window of that size
     bad = first_bad_byte(raw)
     if bad is not None:
         raise cursor.error(field, "it is not UTF-8", place + 8 + bad)
@@ -257,7 +258,8 @@ def _tensor(header: Header, name: str, entry: Entry) -> LazyTensor:
     def read() -> Bytes:
         return file.read(entry.begin, end, name).reshape(stored)
 
-    return LazyTensor(entry.shape, kind.name, read, place=(file.path, entry.place))
+    origin = (file.identity(entry.begin, end),)
+    return LazyTensor(entry.shape, kind.name, read, place=(file.path, entry.place), origin=origin)
 
 
 def write_gguf(

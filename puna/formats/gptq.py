@@ -174,6 +174,7 @@ def _read_file(path: Path) -> dict[str, Stored]:
         name: Stored(
             name, entry.dtype, entry.shape, (path, entry.place),
             partial(file.read, entry.begin, entry.end, name),
+            (file.identity(entry.begin, entry.end),),
         )
         for name, entry in entries.items()
     }  # fmt: skip

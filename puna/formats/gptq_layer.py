@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.formats.checkpoint import LazyTensor, Packed
+from puna.formats.checkpoint import LazyTensor, Packed, derived
 from puna.formats.stored import FLOAT_TYPES, Stored
 from puna.quantize.block_type import Bytes
 from puna.quantize.grouped import Grouped, group_count
@@ -99,6 +99,10 @@ class Layer:
             read=lambda: read().dequantize().view(np.uint8),
             packed=packed(read, self.shape, self.bits, self.group_size, act_order),
             place=self.parts["qweight"].place,
+            origin=derived(
+                f"gptq {self.bits} {self.group_size} {zero_points} {sorted(self.parts)}",
+                *(self.parts[part].origin for part in sorted(self.parts)),
+            ),
         )
 
 

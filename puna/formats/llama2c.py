@@ -206,7 +206,10 @@ def _lazy(
             return (groups * scales[:, None]).reshape(shape).view(np.uint8)
 
     floats = not group_size or len(shape) == 1
-    return LazyTensor(shape, "f32", read if floats else dequantize, place=(file.path, begin))
+    origin = (file.identity(begin, begin + _num_bytes(shape, group_size)), f"groups {group_size}")
+    return LazyTensor(
+        shape, "f32", read if floats else dequantize, place=(file.path, begin), origin=origin
+    )
 
 
 def _load_vocabulary(folder: Path, vocab_size: int) -> Vocabulary | None:

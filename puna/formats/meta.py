@@ -16,7 +16,7 @@ import numpy as np
 
 from puna.config import ConfigError, ModelConfig, ffn_dim
 from puna.formats import rotary
-from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.checkpoint import Checkpoint, LazyTensor, derived
 from puna.formats.errors import FormatError
 from puna.formats.files import atomic_directory
 from puna.formats.json_text import JsonObject, read_json
@@ -184,7 +184,8 @@ def _joined(path: Path, name: str, parts: list[LazyTensor]) -> LazyTensor:
         # Stored rows are bytes, which join along either axis as the numbers in them do.
         return np.concatenate([part.read() for part in parts], axis=axis)
 
-    return LazyTensor(tuple(shape), first.dtype, join, place=first.place)
+    origin = derived(f"joined along {axis}", *(part.origin for part in parts))
+    return LazyTensor(tuple(shape), first.dtype, join, place=first.place, origin=origin)
 
 
 def write(

@@ -88,9 +88,10 @@ def _stored(file: DataFile, name: str, tensor: Tensor, record: Record | None) ->
     if last >= storage.num_elements or math.prod(shape) > storage.num_elements:
         raise FormatError(file.path, name, tensor.at, "it reaches outside its storage")
     begin, end = (record.begin + size * element for element in (tensor.offset, last + 1))
+    origin = (file.identity(begin, end), f"strides {strides}")
     if _is_contiguous(shape, strides):
         read = partial(file.read, begin, end, name)
-        return Stored(name, storage.kind.dtype, shape, place, read)
+        return Stored(name, storage.kind.dtype, shape, place, read, origin)
 
     def read_view() -> Bytes:
         steps = (*(stride * size for stride in strides), 1)
@@ -98,7 +99,7 @@ def _stored(file: DataFile, name: str, tensor: Tensor, record: Record | None) ->
         view = np.lib.stride_tricks.as_strided(raw, (*shape, size), steps, writeable=False)
         return np.ascontiguousarray(view).reshape(-1)
 
-    return Stored(name, storage.kind.dtype, shape, place, read_view)
+    return Stored(name, storage.kind.dtype, shape, place, read_view, origin)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

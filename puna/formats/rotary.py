@@ -45,6 +45,9 @@ def _reordered(
     for name, tensor in tensors.items():
         part = name.removesuffix(".weight").rpartition(".")[2]
         if part in heads:
-            tensor = tensor.reordered(functools.partial(reorder, num_heads=heads[part]))
+            tensor = tensor.reordered(
+                functools.partial(reorder, num_heads=heads[part]),
+                f"{reorder.__name__} {heads[part]}",
+            )
         out[name] = tensor
     return out

@@ -84,7 +84,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
     tensors = {}
     for name, entry in entries.items():
         read = partial(file.read, entry.begin, entry.end, name)
-        stored = Stored(name, entry.dtype, entry.shape, (path, entry.place), read)
+        origin = (file.identity(entry.begin, entry.end),)
+        stored = Stored(name, entry.dtype, entry.shape, (path, entry.place), read, origin)
         tensors[name] = stored.lazy()
     return tensors, metadata
 

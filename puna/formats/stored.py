@@ -17,7 +17,8 @@ FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # container's name -
 @dataclass(frozen=True, slots=True)
 class Stored:
     """`dtype` is safetensors' name of the type (F16, I32); `place` the file and the byte in it that
-    describe the tensor; `read()` gives its bytes, flat, in memory of their own.
+    describe the tensor; `read()` gives its bytes, flat, in memory of their own; `origin` as in
+    `LazyTensor`.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stored:
     shape: tuple[int, ...]
     place: tuple[Path, int]
     read: Callable[[], Bytes]
+    origin: tuple[str, ...] | None = None
 
     def error(self, problem: str) -> FormatError:
         path, offset = self.place
@@ -37,5 +39,9 @@ class Stored:
         kind = STORAGE[FLOAT_TYPES[self.dtype]]
         stored = kind.stored_shape(self.shape)
         return LazyTensor(
-            self.shape, kind.name, lambda: self.read().reshape(stored), place=self.place
+            self.shape,
+            kind.name,
+            lambda: self.read().reshape(stored),
+            place=self.place,
+            origin=self.origin,
         )

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shlex
-import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,6 @@ FLAGS = (
     *("-std=c++20", "-O3", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
     *(
         "-fPIC",
-        "-shared",
         "-fvisibility=hidden",
         "-Wno-maybe-uninitialized",
         "-Wno-psabi",
@@ -70,35 +68,55 @@ def digest() -> str:
 
 
 def compile_libraries(folder: Path = FOLDER) -> list[str]:
-    """Makes the libraries with $CXX, or g++, or clang++; the complaints of those that failed."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [problem for problem in pool.map(partial(_compile, folder), levels()) if problem]
+    """Makes the libraries with $CXX, or g++, or clang++; the complaints of those that failed.
+
+    The sources of all libraries are shared out to the processors together.
+    """
+    make = partial(_compile, folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(len(levels())) as waiting:
+        problems = waiting.map(partial(make, share=pool.map), levels())
+        return [problem for problem in problems if problem]
 
 
-def _compile(folder: Path, level: str) -> str | None:
+def _compile(
+    folder: Path, level: str, share: Callable[..., Iterable[str | None]] = map
+) -> str | None:
+    """Makes one library; what the compiler complained of. `share` maps over the sources."""
+    import tempfile  # and the others here, because who only looks for a library starts faster
+
     path = library_path(level, folder)
-    unfinished = path.with_suffix(".partial")
-    sources = [str(source) for source in sorted((FOLDER / "src").glob("*.cpp"))]
-    identity = f'-DPUNA_DIGEST="{digest()}"'
-    problem = ""
-    for compiler in [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]:
-        command = [
-            *shlex.split(compiler),
-            *FLAGS,
-            *_level_flags()[level],
-            identity,
-            *sources,
-            "-o",
-            str(unfinished),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            problem = problem or f"{compiler}: {error.strerror}"
-            continue
-        if done.returncode == 0 and unfinished.exists():
-            unfinished.replace(path)
-            return None
-        problem = f"{compiler} failed for {level}: {done.stderr.strip()[:2000]}"
-    unfinished.unlink(missing_ok=True)
+    flags = (*FLAGS, *_level_flags()[level], f'-DPUNA_DIGEST="{digest()}"')
+    # The longest first, which is the step: so none is left alone at the end.
+    sources = sorted((FOLDER / "src").glob("*.cpp"), reverse=True)
+    problem = None
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        for compiler in [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]:
+            commands = [
+                (*flags, "-c", str(source), "-o", str(made))
+                for source, made in zip(sources, objects, strict=True)
+            ]
+            failed = [text for text in share(partial(_run, compiler), commands) if text]
+            if not failed:
+                unfinished = path.with_suffix(".partial")
+                link = (*FLAGS, "-shared", *map(str, objects), "-o", str(unfinished))
+                failed = [text for text in [_run(compiler, link)] if text]
+                if not failed and unfinished.exists():
+                    unfinished.replace(path)
+                    return None
+                unfinished.unlink(missing_ok=True)
+            problem = problem or f"{level}: {failed[0] if failed else f'{compiler} made nothing'}"
     return problem
+
+
+def _run(compiler: str, arguments: Sequence[str]) -> str | None:
+    """What a compiler complains of; None if it did not fail."""
+    import shlex
+    import subprocess
+
+    command = [*shlex.split(compiler), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{compiler}: {error.strerror}"
+    return f"{compiler} failed: {done.stderr.strip()[:2000]}" if done.returncode else None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ KINDS = {name: number for number, name in enumerate((*_NUMBERS, *_BLOCKS, *_GROU
 _NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 # Q3_K's codes and scales fit the tiles of Q6_K, whose products take the same time.
 _HOSTS = {"q3_k": "q6_k"}
+_PART = 1 << 20  # stored bytes that one thread packs at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +39,67 @@ class Tiles:
     data: Array
 
 
-def pack(library: ctypes.CDLL, dtype: str, stored: Array, columns: int) -> Tiles:
-    """Stored rows (rows, row bytes) of a storage type as tiles; ValueError for other types."""
+def kind_of(dtype: str) -> int:
+    """The kind of tiles that rows of a storage type become; ValueError for other types."""
     host = _HOSTS.get(dtype, dtype)
     if host not in KINDS:
         raise ValueError(f"there are no tiles of {dtype}")
+    return KINDS[host]
+
+
+def packed_bytes(library: ctypes.CDLL, dtype: str, shape: tuple[int, int]) -> int:
+    """Bytes that the tiles of a matrix (rows, columns) of a storage type take."""
+    return -(-shape[0] // ROWS) * _tile_bytes(library, kind_of(dtype), shape[1])
+
+
+def pack(
+    library: ctypes.CDLL,
+    dtype: str,
+    stored: Array,
+    columns: int,
+    data: Array | None = None,
+    share: Callable[[Callable[[int], None], Iterable[int]], Iterable[Any]] = map,
+) -> Tiles:
+    """Stored rows (rows, row bytes) of a storage type as tiles, in `data` or memory of their own.
+
+    `share` is `map`, or that of a pool whose threads share the rows. ValueError for other types.
+    """
+    kind = kind_of(dtype)
     stored = np.ascontiguousarray(stored)
-    rows = len(stored)
-    library.puna_tile_bytes.restype = ctypes.c_int64
-    tile_bytes = library.puna_tile_bytes(KINDS[host], ctypes.c_int64(columns))
-    data = huge(-(-rows // ROWS) * tile_bytes)
-    source, target = (ctypes.c_void_p(array.ctypes.data) for array in (stored, data))
-    shape = (ctypes.c_int64(rows), ctypes.c_int64(columns))
-    if dtype in _NUMBER_BYTES:
-        library.puna_pack_numbers(_NUMBER_BYTES[dtype], source, *shape, target)
-    else:
-        kind = KINDS.get(dtype, -1)
+    rows, row_bytes = stored.shape
+    tile_bytes = _tile_bytes(library, kind, columns)
+    if data is None:
+        data = huge(-(-rows // ROWS) * tile_bytes)
+    if rows % ROWS:
+        data[-tile_bytes:] = 0
+    at_once = max(1, _PART // (ROWS * row_bytes)) * ROWS
+
+    def pack_rows(begin: int) -> None:
+        source = ctypes.c_void_p(stored.ctypes.data + begin * row_bytes)
+        target = ctypes.c_void_p(data.ctypes.data + begin // ROWS * tile_bytes)
+        shape = (ctypes.c_int64(min(at_once, rows - begin)), ctypes.c_int64(columns))
+        if dtype in _NUMBER_BYTES:
+            library.puna_pack_numbers(_NUMBER_BYTES[dtype], source, *shape, target)
+            return
         block = 32 if dtype.endswith(("_0", "_1")) else 256
-        block_bytes = ctypes.c_int64(stored.shape[1] * block // columns)
-        library.puna_pack_blocks(kind, source, *shape, block_bytes, target)
-    return Tiles(KINDS[host], rows, columns, data)
+        block_bytes = ctypes.c_int64(row_bytes * block // columns)
+        library.puna_pack_blocks(KINDS.get(dtype, -1), source, *shape, block_bytes, target)
+
+    for _ in share(pack_rows, range(0, rows, at_once)):
+        pass
+    return Tiles(kind, rows, columns, data)
+
+
+def checksum(library: ctypes.CDLL, data: Array) -> int:
+    """A number of 64 bits that changes with the bytes."""
+    library.puna_checksum.restype = ctypes.c_uint64
+    pointer = ctypes.c_void_p(data.ctypes.data)
+    return int(library.puna_checksum(pointer, ctypes.c_int64(data.size)))
+
+
+def _tile_bytes(library: ctypes.CDLL, kind: int, columns: int) -> int:
+    library.puna_tile_bytes.restype = ctypes.c_int64
+    return int(library.puna_tile_bytes(kind, ctypes.c_int64(columns)))
 
 
 def grouped_kind(bits: int, *, symmetric: bool) -> str:
@@ -89,7 +133,8 @@ def pack_grouped(
 
 def huge(size: int) -> Array:
     """Zeros, at the begin of a page; in huge pages where the system has them."""
-    memory = mmap.mmap(-1, max(size, 1))
+    # Memory that may be shared, which is the default, gets no huge pages.
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:size]

@@ -14,6 +14,8 @@ from puna.tokenizer.vocabulary import MAX_PIECES, PieceType, Vocabulary, Vocabul
 _BPE = 2  # TrainerSpec.model_type
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 _KINDS = {int(kind): kind for kind in PieceType}
+_SCORE, _SCORE_KEY = struct.Struct("<Bf"), 2 << 3 | _FIXED32
+_BYTE = [bytes([value]) for value in range(0x80)]
 _BAD = "this is not a SentencePiece model (bad protobuf)"
 
 
@@ -85,7 +87,7 @@ def write_model(vocabulary: Vocabulary) -> bytes:
     for piece, score, kind in zip(
         vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True
     ):
-        body = _field(1, piece.encode()) + _float_field(2, score)
+        body = _field(1, piece.encode()) + _SCORE.pack(_SCORE_KEY, score)
         if kind != PieceType.NORMAL:
             body += _field(3, int(kind))
         out += _field(1, body)
@@ -162,6 +164,8 @@ def _varint(data: bytes, at: int, place: int) -> tuple[int, int]:
 
 
 def _encode_varint(value: int) -> bytes:
+    if value <= 0x7F:  # as most are
+        return _BYTE[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -174,7 +178,3 @@ def _field(number: int, value: int | bytes) -> bytes:
     if isinstance(value, int):
         return _encode_varint(number << 3 | _VARINT) + _encode_varint(value)
     return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(value)) + value
-
-
-def _float_field(number: int, value: float) -> bytes:
-    return _encode_varint(number << 3 | _FIXED32) + struct.pack("<f", value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from puna.formats.checkpoint import LazyTensor
+from puna.formats.checkpoint import LazyTensor, derived
 from puna.formats.errors import FormatError
 from puna.quantize.block_type import Bytes
 from puna.quantize.storage import STORAGE
@@ -97,4 +97,5 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
         numbers = tensor.read().reshape(rows, columns, -1)
         return np.ascontiguousarray(numbers.swapaxes(0, 1)).reshape(columns, -1)
 
-    return LazyTensor((columns, rows), tensor.dtype, read, place=tensor.place)
+    origin = derived("transposed", tensor.origin)
+    return LazyTensor((columns, rows), tensor.dtype, read, place=tensor.place, origin=origin)

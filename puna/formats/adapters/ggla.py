@@ -11,7 +11,7 @@ from pathlib import Path
 
 from puna.formats import names
 from puna.formats.adapters.adapter import Adapter, Half, paired, transposed
-from puna.formats.checkpoint import LazyTensor
+from puna.formats.checkpoint import LazyTensor, derived
 from puna.formats.files import DataFile
 from puna.formats.ggml_file import Cursor, lazy, read_records
 
@@ -78,4 +78,5 @@ def _as_matrix(tensor: LazyTensor) -> LazyTensor:
         tensor.dtype,
         lambda: tensor.read().reshape(1, -1),
         place=tensor.place,
+        origin=derived("one row", tensor.origin),
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from puna.formats import rotary
 from puna.formats.adapters.adapter import Adapter, LowRank
-from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.checkpoint import Checkpoint, LazyTensor, derived
 from puna.quantize.block_type import Bytes, Floats
 from puna.quantize.storage import STORAGE
 
@@ -87,4 +87,5 @@ def _sum(
                 raise ValueError(f"{name}, with {adapter.path} merged: {error}") from None
         return out.reshape(raw.shape)
 
-    return LazyTensor(tensor.shape, tensor.dtype, read, place=tensor.place)
+    origin = derived(f"merged {factor!r}", tensor.origin, part.a.origin, part.b.origin)
+    return LazyTensor(tensor.shape, tensor.dtype, read, place=tensor.place, origin=origin)

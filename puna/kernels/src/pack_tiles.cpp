@@ -75,17 +75,27 @@ void read_block(int32_t type, const uint8_t* in, Block& block) {
     }
 }
 
+// The 32 codes of a row in a group: word j holds columns 4j to 4j + 3.
 template <int HIGH>
-void place(uint8_t* group, int row, int column, uint8_t code) {
-    const int j = column / 4, lane = 4 * row + column % 4;
+void place(uint8_t* group, int row, const uint8_t* codes) {
+    uint32_t words[8];
+    std::memcpy(words, codes, sizeof words);
+    const auto store = [&](int line, uint32_t word) {
+        std::memcpy(group + 64 * line + 4 * row, &word, sizeof word);
+    };
     if constexpr (HIGH == 4) {
-        group[64 * j + lane] = code;
+        for (int j = 0; j < 8; j++) store(j, words[j]);
         return;
     }
-    group[64 * (j % 4) + lane] |= uint8_t((code & 15) << (j < 4 ? 0 : 4));
-    if constexpr (HIGH == 1) group[256 + lane] |= uint8_t((code >> 4) << j);
-    if constexpr (HIGH == 2) {
-        group[256 + 64 * (j / 4) + lane] |= uint8_t((code >> 4) << 2 * (j % 4));
+    constexpr uint32_t LOW = 0x0f0f0f0f, HIGHEST = 0x01010101 * ((1 << HIGH) - 1);
+    for (int j = 0; j < 4; j++) store(j, (words[j] & LOW) | (words[j + 4] & LOW) << 4);
+    for (int plane = 0; plane < HIGH; plane++) {
+        uint32_t bits = 0;
+        constexpr int EACH = HIGH ? 8 / (HIGH ? HIGH : 1) : 1;  // words whose high bits fill one
+        for (int j = 0; j < EACH; j++) {
+            bits |= (words[EACH * plane + j] >> 4 & HIGHEST) << HIGH * j;
+        }
+        store(4 + plane, bits);
     }
 }
 
@@ -112,9 +122,28 @@ void pack(int32_t type, const uint8_t* in, int64_t rows, int64_t columns, int64_
             Block block;
             read_block(type, in, block);
             place_head<K>(at, int(r % TILE), block);
-            for (int i = 0; i < K::BLOCK; i++) {
-                uint8_t* group = at + K::HEAD + i / GROUP * GROUP_BYTES<K::HIGH>;
-                place<K::HIGH>(group, int(r % TILE), i % GROUP, block.codes[i]);
+            for (int g = 0; g < K::BLOCK / GROUP; g++) {
+                uint8_t* group = at + K::HEAD + g * GROUP_BYTES<K::HIGH>;
+                place<K::HIGH>(group, int(r % TILE), block.codes + g * GROUP);
+            }
+        }
+    }
+}
+
+// A tile at a time, and of it as many columns as stay in the nearest cache.
+template <int SIZE>
+void transpose(const uint8_t* in, int64_t rows, int64_t columns, uint8_t* out) {
+    constexpr int64_t WIDTH = 128;
+    for (int64_t top = 0; top < rows; top += TILE) {
+        const int64_t height = rows - top < TILE ? rows - top : TILE;
+        for (int64_t left = 0; left < columns; left += WIDTH) {
+            const int64_t right = left + WIDTH < columns ? left + WIDTH : columns;
+            for (int64_t r = 0; r < height; r++) {
+                const uint8_t* from = in + (top + r) * columns * SIZE;
+                uint8_t* to = out + (top * columns + r) * SIZE;
+                for (int64_t k = left; k < right; k++) {
+                    std::memcpy(to + k * TILE * SIZE, from + k * SIZE, SIZE);
+                }
             }
         }
     }
@@ -130,22 +159,17 @@ PUNA_EXPORT int64_t puna_tile_bytes(int32_t kind, int64_t columns) {
     return bytes;
 }
 
-// Rows of a block type to tiles, which must be zeros before. `type` is the kind, or -1 for Q3_K.
+// Rows of a block type to tiles; what lacks to the last tile must be zeros before. `type` is the kind, or -1 for Q3_K.
 PUNA_EXPORT void puna_pack_blocks(int32_t type, const uint8_t* in, int64_t rows, int64_t columns,
                                   int64_t block_bytes, uint8_t* out) {
     with_kind(type < 0 ? int32_t(Q6_K) : type,
               [&]<class K>() { pack<K>(type, in, rows, columns, block_bytes, out); });
 }
 
-// Rows of numbers of `size` bytes to tiles, which must be zeros before.
+// Rows of numbers of 2 or 4 bytes to tiles; what lacks to the last tile must be zeros before.
 PUNA_EXPORT void puna_pack_numbers(int32_t size, const uint8_t* in, int64_t rows, int64_t columns,
                                    uint8_t* out) {
-    for (int64_t r = 0; r < rows; r++) {
-        uint8_t* at = out + (r / TILE * columns * TILE + r % TILE) * size;
-        for (int64_t k = 0; k < columns; k++, in += size, at += TILE * size) {
-            std::memcpy(at, in, size_t(size));
-        }
-    }
+    (size == 2 ? transpose<2> : transpose<4>)(in, rows, columns, out);
 }
 
 // Integers in groups to tiles: a byte each, and f16 scales and uint8 zeros (rows, groups) of
@@ -162,9 +186,7 @@ PUNA_EXPORT void puna_pack_grouped(int32_t kind, const uint8_t* codes, const uin
                 const int64_t group = r * groups + k / group_size;
                 std::memcpy(at + 2 * row, scales + 2 * group, 2);
                 if constexpr (K::HEAD == 32 + TILE) at[32 + row] = zeros[group];
-                for (int i = 0; i < GROUP; i++) {
-                    place<K::HIGH>(at + K::HEAD, row, i, codes[r * columns + k + i]);
-                }
+                place<K::HIGH>(at + K::HEAD, row, codes + r * columns + k);
             }
         }
     });
