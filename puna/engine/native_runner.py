@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
-from puna.formats.checkpoint import Checkpoint
+from puna.formats.adapters import Pair
+from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels import native
+from puna.kernels.lora import LowRanks
 from puna.kernels.step import PAGE_SIZE, Forward
-from puna.kernels.tiles import pack
+from puna.kernels.tiles import Tiles, pack
 from puna.quantize.storage import STORAGE
+
+_EMBEDDINGS = "tok_embeddings.weight"
 
 
 class NativeRunner:
@@ -35,20 +41,17 @@ class NativeRunner:
             raise ValueError("native code was not built; install a C++ compiler and Puna again")
         self.config = checkpoint.config
         self.num_pages = num_pages
-        tiles, norms = {}, {}
+        self._library, self._dtype = library, dtype
+        self._adapters: dict[int, LowRanks] = {}
+        self._embedding_pairs: dict[int, Pair] = {}
+        tiles: dict[str, Tiles] = {}
+        norms: dict[str, NDArray[np.float32]] = {}
         for name, tensor in checkpoint.tensors.items():
-            if len(tensor.shape) == 1:
-                norms[name] = np.ascontiguousarray(tensor.read_float32())
-                continue
-            if dtype is not None:
-                tensor = tensor.converted(dtype)
-            stored = tensor.read()
-            if name == "tok_embeddings.weight":
-                self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
-                if not self.config.tied:
-                    continue
-                name = "output.weight"
-            tiles[name] = pack(library, tensor.dtype, stored, tensor.shape[1])
+            for part, weight in self._packed(name, tensor):
+                if isinstance(weight, Tiles):
+                    tiles[part] = weight
+                else:
+                    norms[part] = weight
         self._forward = Forward(
             library, self.config, tiles, norms, num_pages=num_pages, num_threads=num_threads
         )
@@ -58,7 +61,55 @@ class NativeRunner:
         for source, target in batch.copies:
             for pages in (self._forward.keys, self._forward.values):
                 pages[:, target] = pages[:, source]
-        x = self._embedding_type.dequantize(self._embeddings[batch.tokens])
+        x = np.array(self._embedding_type.dequantize(self._embeddings[batch.tokens]), np.float32)
+        adapters: list[LowRanks | None] = []
+        if batch.adapters is not None:
+            self._adapt_embeddings(x, batch)
+            adapters = [self._adapters[n] if n >= 0 else None for n in batch.adapters.tolist()]
         return self._forward(
-            np.array(x, np.float32), batch.positions, batch.sequences, batch.tables, batch.outputs
+            x, batch.positions, batch.sequences, batch.tables, batch.outputs, adapters
         )
+
+    def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
+        """See `Runner`."""
+        self._adapters[slot] = self._forward.low_ranks(pairs)
+        if _EMBEDDINGS in pairs:
+            self._embedding_pairs[slot] = pairs[_EMBEDDINGS]
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `Runner`."""
+        del self._adapters[slot]
+        self._embedding_pairs.pop(slot, None)
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """See `Runner`. Weights are held as they are given, or in the runner's `dtype`."""
+        for name, tensor in weights.items():
+            for part, weight in self._packed(name, tensor):
+                self._forward.replace(part, weight)
+
+    def _packed(
+        self, name: str, tensor: LazyTensor
+    ) -> Iterator[tuple[str, Tiles | NDArray[np.float32]]]:
+        """A tensor as the step reads it, if it does; embeddings are kept here, as stored."""
+        if len(tensor.shape) == 1:
+            yield name, np.ascontiguousarray(tensor.read_float32())
+            return
+        if self._dtype is not None:
+            tensor = tensor.converted(self._dtype)
+        stored = tensor.read()
+        if name == _EMBEDDINGS:
+            self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
+            if not self.config.tied:
+                return
+            name = "output.weight"
+        yield name, pack(self._library, tensor.dtype, stored, tensor.shape[1])
+
+    def _adapt_embeddings(self, x: NDArray[np.float32], batch: Batch) -> None:
+        """Adds what adapters change of the embeddings; term by term, whatever else is there."""
+        assert batch.adapters is not None
+        slots = batch.adapters[batch.sequences]
+        for slot, (a, b) in self._embedding_pairs.items():
+            rows = np.flatnonzero(slots == slot)
+            factors = b[batch.tokens[rows]]
+            for k, direction in enumerate(a):
+                x[rows] += factors[:, k, None] * direction

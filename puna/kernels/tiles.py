@@ -36,6 +36,20 @@ class Tiles:
     data: Array
 
 
+class Matrix(ctypes.Structure):
+    """`Matrix` in `src/multiply.h`."""
+
+    _fields_ = (
+        ("tiles", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "padding")),
+    )
+
+
+def as_matrix(tiles: Tiles) -> Matrix:
+    """The tiles, which must be kept, as native code is given them."""
+    return Matrix(tiles.data.ctypes.data, tiles.kind, tiles.rows, tiles.columns, 0)
+
+
 def pack(library: ctypes.CDLL, dtype: str, stored: Array, columns: int) -> Tiles:
     """Stored rows (rows, row bytes) of a storage type as tiles; ValueError for other types."""
     host = _HOSTS.get(dtype, dtype)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from puna.formats import rotary
 from puna.formats.adapters.adapter import Adapter, LowRank
+from puna.formats.adapters.fit import fitted
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.quantize.block_type import Bytes, Floats
 from puna.quantize.storage import STORAGE
@@ -27,12 +27,8 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
         raise ValueError(f"an adapter cannot be merged {scale} times; give a number such as 0.5")
     tensors = dict(checkpoint.tensors)
     rounded: Counter[str] = Counter()
-    for name, part in adapter.parts.items():
-        _check_fits(checkpoint, name, part)
+    for name, part in fitted(adapter, checkpoint.config, checkpoint.path).items():
         tensor = tensors[name]
-        if adapter.interleaved:
-            rows = rotary.half_split({name: part.b}, checkpoint.config)[name]
-            part = replace(part, b=rows)
         tensors[name] = _sum(adapter, name, tensor, part, scale * part.scale)
         if tensor.packed is not None:
             rounded[f"{tensor.packed.label} and become f32"] += 1
@@ -47,19 +43,6 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
         for what, count in rounded.items()
     ]
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *adapter.notes, *notes))
-
-
-def _check_fits(checkpoint: Checkpoint, name: str, part: LowRank) -> None:
-    if name not in checkpoint.tensors:
-        raise part.error(f"changes {name}, which {checkpoint.path} has not")
-    if name == "tok_embeddings.weight" and checkpoint.config.tied:
-        raise part.error(
-            f"changes the embedding, which is also the output head of {checkpoint.path}"
-        )
-    shape = (part.b.shape[0], part.a.shape[1])
-    rows = (1, *checkpoint.tensors[name].shape)[-2:]
-    if shape != rows:
-        raise part.error(f"is for {name} of shape {shape}, in {checkpoint.path} it has {rows}")
 
 
 def _sum(
