@@ -7,6 +7,7 @@ from typing import Any
 
 from puna.engine.speculate import PROMPT_LOOKUP
 from puna.formats import open_checkpoint
+from puna.formats.adapters import Adapter, open_adapter
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import NotPulledError
@@ -45,6 +46,21 @@ def locate(model: str, *, download: bool = True) -> Path:
 def opened_draft(draft: str | None) -> Checkpoint | str | None:
     """What `--draft` names: a model, or the way to guess without one."""
     return draft if draft in (None, PROMPT_LOOKUP) else resolve(draft)
+
+
+def opened_adapter(adapter: str) -> Adapter:
+    """What a `--lora` names: PATH[:SCALE], or a hub's name, downloaded when needed."""
+    path, _, scale = adapter.rpartition(":")
+    try:
+        path, factor = (path, float(scale)) if path else (adapter, 1.0)
+    except ValueError:
+        path, factor = adapter, 1.0
+    return open_adapter(locate(path)).scaled(factor)
+
+
+def named_adapters(adapters: tuple[str, ...]) -> dict[str, list[Adapter]]:
+    """All `--lora` as one adapter for an `LLM`, by a name; none where none is given."""
+    return {" ".join(adapters): [opened_adapter(each) for each in adapters]} if adapters else {}
 
 
 def named_vocabulary(source: str) -> Vocabulary:

@@ -15,7 +15,7 @@ from puna.engine.batch import Batch
 from puna.engine.native_runner import NativeRunner
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint, save_checkpoint
-from puna.formats.adapters import Adapter, merged, open_adapter, read_pairs
+from puna.formats.adapters import Adapter, Pair, merged, open_adapter, read_pairs
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.kernels import native
@@ -64,6 +64,10 @@ def adapter(
     return open_adapter(write(kind, folder, model, small))
 
 
+def pairs_of(lora: Adapter, model: Checkpoint, scale: float = 1) -> dict[str, Pair]:
+    return read_pairs(lora.scaled(scale), model.config, model.path)
+
+
 def with_adapters(batch: Batch, *slots: int) -> Batch:
     return replace(batch, adapters=np.array(slots, np.int32))
 
@@ -77,7 +81,7 @@ def test_equals_merged_weights(kind: str, level: str, base: Checkpoint, tmp_path
     plain = runner.step(batch)
     for scale in (1.0, -0.5):
         expected = NativeRunner(merged(base, lora, scale), num_pages=6).step(batch)
-        runner.load_adapter(3, read_pairs(lora, base.config, base.path, scale))
+        runner.load_adapter(3, pairs_of(lora, base, scale))
         found = runner.step(with_adapters(batch, 3))
         assert distances(found, expected).max() < 1e-5
         assert distances(found, plain).min() > 0.1
@@ -93,17 +97,15 @@ def test_each_matrix_alone(name: str, base: Checkpoint, tmp_path: Path) -> None:
     torch_runner = TorchRunner(load_model(base), num_pages=6)
     for runner in (NativeRunner(base, num_pages=6), torch_runner):
         plain = runner.step(batch)
-        runner.load_adapter(0, read_pairs(lora, base.config, base.path))
+        runner.load_adapter(0, pairs_of(lora, base))
         found = runner.step(with_adapters(batch, 0))
         assert distances(found, expected).max() < 1e-5 < distances(found, plain).max()
         assert np.array_equal(runner.step(batch), plain)
 
 
 def test_the_step_equals_the_network(level: str, base: Checkpoint, tmp_path: Path) -> None:
-    first = read_pairs(adapter("peft", tmp_path / "a", base), base.config, base.path)
-    second = read_pairs(
-        adapter("gguf", tmp_path / "b", base, MATRICES[3:9], rank=17), base.config, base.path, -2
-    )
+    first = pairs_of(adapter("peft", tmp_path / "a", base), base)
+    second = pairs_of(adapter("gguf", tmp_path / "b", base, MATRICES[3:9], rank=17), base, -2)
     batch = with_adapters(three(tokens_of(97)), 5, -1, 0)
     found = []
     for runner in (NativeRunner(base, num_pages=12), TorchRunner(load_model(base), num_pages=12)):
@@ -130,10 +132,8 @@ def test_batches_chunks_and_threads_change_no_bit(
     dtype: str, level: str, stored: Any, tmp_path: Path
 ) -> None:
     model = stored(dtype)
-    first = read_pairs(adapter("peft", tmp_path / "a", model, rank=5), model.config, model.path)
-    second = read_pairs(
-        adapter("gguf", tmp_path / "b", model, MATRICES[::2], rank=33), model.config, model.path, 3
-    )
+    first = pairs_of(adapter("peft", tmp_path / "a", model, rank=5), model)
+    second = pairs_of(adapter("gguf", tmp_path / "b", model, MATRICES[::2], rank=33), model, 3)
     tokens = tokens_of(97)
 
     def runner(num_threads: int) -> NativeRunner:
@@ -169,7 +169,7 @@ def test_odd_shapes(changes: dict[str, Any], level: str, tmp_path: Path) -> None
     lora = adapter("gguf", tmp_path, model, MATRICES if model.config.tied else ALL, rank=1)
     batch = rows(tokens_of(97), 0, LENGTH, TABLE)
     runner = NativeRunner(model, num_pages=6, num_threads=3)
-    runner.load_adapter(0, read_pairs(lora, model.config, model.path))
+    runner.load_adapter(0, pairs_of(lora, model))
     expected = NativeRunner(merged(model, lora), num_pages=6).step(batch)
     assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
 

@@ -37,10 +37,8 @@ def fitted(adapter: Adapter, config: ModelConfig, path: Path) -> dict[str, LowRa
     return parts
 
 
-def read_pairs(
-    adapter: Adapter, config: ModelConfig, path: Path, scale: float = 1.0
-) -> dict[str, Pair]:
-    """The pairs as numbers, for an engine that adds them, `scale` times, as it runs.
+def read_pairs(adapter: Adapter, config: ModelConfig, path: Path) -> dict[str, Pair]:
+    """The pairs as numbers, for an engine that adds them as it runs.
 
     Raises FormatError as `fitted`, for norms, which such an engine does not change, and for what
     is no finite number.
@@ -49,7 +47,7 @@ def read_pairs(
     for name, part in parts.items():
         if len(shapes[name]) == 1:
             raise part.error(f"changes {name}; an adapter of norms can only be merged into a model")
-    return {name: _read(name, part, scale) for name, part in parts.items()}
+    return {name: _read(name, part) for name, part in parts.items()}
 
 
 def added(several: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
@@ -65,9 +63,9 @@ def added(several: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
     return joined
 
 
-def _read(name: str, part: LowRank, scale: float) -> Pair:
+def _read(name: str, part: LowRank) -> Pair:
     with np.errstate(over="ignore", invalid="ignore"):  # said below
-        a, b = part.a.read_float32(), part.b.read_float32() * np.float32(part.scale * scale)
+        a, b = part.a.read_float32(), part.b.read_float32() * np.float32(part.scale)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise part.error(f"makes {name} no finite number")
     return a, b

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import replace
 
@@ -23,13 +22,12 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
     Computed in float32 and stored in W's own type; integers of a GPTQ file become f32. Raises
     FormatError before any weight is read if the adapter is not for a model of this shape.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"an adapter cannot be merged {scale} times; give a number such as 0.5")
     tensors = dict(checkpoint.tensors)
     rounded: Counter[str] = Counter()
-    for name, part in fitted(adapter, checkpoint.config, checkpoint.path).items():
+    parts = fitted(adapter.scaled(scale), checkpoint.config, checkpoint.path)
+    for name, part in parts.items():
         tensor = tensors[name]
-        tensors[name] = _sum(adapter, name, tensor, part, scale * part.scale)
+        tensors[name] = _sum(adapter, name, tensor, part)
         if tensor.packed is not None:
             rounded[f"{tensor.packed.label} and become f32"] += 1
         elif STORAGE[tensor.dtype].block_size > 1:
@@ -45,9 +43,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *adapter.notes, *notes))
 
 
-def _sum(
-    adapter: Adapter, name: str, tensor: LazyTensor, part: LowRank, factor: float
-) -> LazyTensor:
+def _sum(adapter: Adapter, name: str, tensor: LazyTensor, part: LowRank) -> LazyTensor:
     def read() -> Bytes:
         kind = STORAGE[tensor.dtype]
         raw = tensor.read()
@@ -60,7 +56,7 @@ def _sum(
             some = slice(begin, begin + step)
             with np.errstate(over="ignore", invalid="ignore"):  # said below
                 x: Floats = b[some] @ a
-                x *= factor
+                x *= part.scale
                 x += kind.dequantize(np.ascontiguousarray(rows[some]))
             if not np.isfinite(x).all():
                 raise part.error(f"makes {name} no finite number")
