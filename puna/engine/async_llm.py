@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
@@ -14,6 +14,7 @@ from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource, Dialog, Prompt
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
+from puna.formats.checkpoint import LazyTensor
 
 
 class AsyncLLM:
@@ -49,6 +50,10 @@ class AsyncLLM:
     async def unload_adapter(self, name: str) -> None:
         """Forgets an adapter."""
         await self._between_steps(lambda: self.llm.engine.unload_adapter(name))
+
+    async def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """Answers with these weights, all or some, from the next step on."""
+        await self._between_steps(lambda: self.llm.engine.update(weights))
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None

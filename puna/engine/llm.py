@@ -16,7 +16,7 @@ from puna.engine.params import SamplingParams
 from puna.engine.speculate import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from puna.formats import open_checkpoint
 from puna.formats.adapters import Adapter, Pair, added, open_adapter, read_pairs
-from puna.formats.checkpoint import Checkpoint
+from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import locate
 
@@ -91,6 +91,16 @@ class LLM:
         """Forgets an adapter. ValueError where there is none, or requests of it still run."""
         with self._lock:
             self.engine.unload_adapter(name)
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """Answers with these weights, all or some, from now on, as a policy in training needs it.
+
+        Named and shaped as `Checkpoint.tensors`; `formats.network.as_checkpoint` makes them of a
+        network. Requests that run keep their tokens and go on with the new weights. Raises
+        ValueError, with nothing changed, where the model has no such tensors.
+        """
+        with self._lock:
+            self.engine.update(weights)
 
     def read_adapter(self, adapter: AdapterSource | Sequence[AdapterSource]) -> dict[str, Pair]:
         """The pairs of an adapter for this model, for `Engine.load_adapter`."""

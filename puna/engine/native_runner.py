@@ -46,12 +46,11 @@ class NativeRunner:
         self._embedding_pairs: dict[int, Pair] = {}
         tiles: dict[str, Tiles] = {}
         norms: dict[str, NDArray[np.float32]] = {}
-        for name, tensor in checkpoint.tensors.items():
-            for part, weight in self._packed(name, tensor):
-                if isinstance(weight, Tiles):
-                    tiles[part] = weight
-                else:
-                    norms[part] = weight
+        for name, weight in self._packed(checkpoint.tensors):
+            if isinstance(weight, Tiles):
+                tiles[name] = weight
+            else:
+                norms[name] = weight
         self._forward = Forward(
             library, self.config, tiles, norms, num_pages=num_pages, num_threads=num_threads
         )
@@ -83,26 +82,26 @@ class NativeRunner:
 
     def update(self, weights: Mapping[str, LazyTensor]) -> None:
         """See `Runner`. Weights are held as they are given, or in the runner's `dtype`."""
-        for name, tensor in weights.items():
-            for part, weight in self._packed(name, tensor):
-                self._forward.replace(part, weight)
+        for name, weight in self._packed(weights):
+            self._forward.replace(name, weight)
 
     def _packed(
-        self, name: str, tensor: LazyTensor
+        self, tensors: Mapping[str, LazyTensor]
     ) -> Iterator[tuple[str, Tiles | NDArray[np.float32]]]:
-        """A tensor as the step reads it, if it does; embeddings are kept here, as stored."""
-        if len(tensor.shape) == 1:
-            yield name, np.ascontiguousarray(tensor.read_float32())
-            return
-        if self._dtype is not None:
-            tensor = tensor.converted(self._dtype)
-        stored = tensor.read()
-        if name == _EMBEDDINGS:
-            self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
-            if not self.config.tied:
-                return
-            name = "output.weight"
-        yield name, pack(self._library, tensor.dtype, stored, tensor.shape[1])
+        """The tensors as the step reads them, one by one; embeddings are kept here, as stored."""
+        for name, tensor in tensors.items():
+            if len(tensor.shape) == 1:
+                yield name, np.ascontiguousarray(tensor.read_float32())
+                continue
+            if self._dtype is not None:
+                tensor = tensor.converted(self._dtype)
+            stored = tensor.read()
+            if name == _EMBEDDINGS:
+                self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
+                if not self.config.tied:
+                    continue
+                name = "output.weight"
+            yield name, pack(self._library, tensor.dtype, stored, tensor.shape[1])
 
     def _adapt_embeddings(self, x: NDArray[np.float32], batch: Batch) -> None:
         """Adds what adapters change of the embeddings; term by term, whatever else is there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from puna import LLM, AsyncLLM, SamplingParams
+from puna.engine.batch import Batch
 from puna.engine.engine import Engine, Request
 from puna.engine.sampling import choose
 from puna.formats import open_checkpoint
@@ -285,6 +287,19 @@ def test_speculation_changes_no_token(llm: LLM, folders: dict[str, Path], draft:
     assert guessing.engine.num_accepted > 0
 
 
+def slowly(model: AsyncLLM) -> threading.Event:
+    """Steps take long until the event is set, so that what is asked meanwhile comes in time."""
+    hurry, runner = threading.Event(), model.llm.engine.runner
+    step = runner.step
+
+    def late(batch: Batch) -> Any:
+        hurry.wait(0.05)
+        return step(batch)
+
+    runner.step = late  # type: ignore[method-assign]
+    return hurry
+
+
 def test_adapters_come_and_go_while_others_run(folders: dict[str, Path], llm: LLM) -> None:
     long = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
     expected = {
@@ -294,7 +309,7 @@ def test_adapters_come_and_go_while_others_run(folders: dict[str, Path], llm: LL
 
     async def ask() -> None:
         async with AsyncLLM("cria", adapters={"x": folders["a"]}) as model:
-            begun = asyncio.Event()
+            begun, hurry = asyncio.Event(), slowly(model)
 
             async def talk(adapter: str | None) -> list[int]:
                 found: list[int] = []
@@ -309,6 +324,7 @@ def test_adapters_come_and_go_while_others_run(folders: dict[str, Path], llm: LL
             with pytest.raises(ValueError, match="in use by 1 of"):
                 await model.unload_adapter("x")
             assert not any(task.done() for task in running)
+            hurry.set()
             assert await talk("y") == expected["b"]
             assert [await task for task in running] == [expected["a"], expected[None]]
             # The same name, another adapter.
@@ -326,16 +342,60 @@ def test_adapters_come_and_go_while_others_run(folders: dict[str, Path], llm: LL
     asyncio.run(ask())
 
 
-def test_update_of_a_model_that_answers(base: Checkpoint, folders: dict[str, Path]) -> None:
-    llm = LLM(base, adapters={"a": folders["a"]})
-    before = texts(llm, "a", None)
+def changed(base: Checkpoint, factor: float) -> dict[str, LazyTensor]:
     name = "layers.2.feed_forward.w2.weight"
-    changed = -3 * base.tensors[name].read_float32()
-    tensor = LazyTensor(changed.shape, "f32", lambda: changed.view(np.uint8))
-    llm.engine.update({name: tensor})
+    matrix = np.float32(factor) * base.tensors[name].read_float32()
+    return {name: LazyTensor(matrix.shape, "f32", lambda: matrix.view(np.uint8))}
+
+
+def test_update_of_a_model_that_answers(base: Checkpoint, folders: dict[str, Path]) -> None:
+    llm, weights = LLM(base, adapters={"a": folders["a"]}), changed(base, -3)
+    before = texts(llm, "a", None)
+    llm.update(weights)
     after = texts(llm, "a", None)
     assert set(before).isdisjoint(after)
-    other = replace(base, tensors={**base.tensors, name: tensor})
+    other = replace(base, tensors={**base.tensors, **weights})
     assert texts(LLM(other, adapters={"a": folders["a"]}), "a", None) == after
-    llm.engine.update({name: base.tensors[name]})
+    llm.update({name: base.tensors[name] for name in weights})
     assert texts(llm, "a", None) == before
+    with pytest.raises(ValueError, match="is no update"):
+        llm.update({"output.weight": base.tensors["norm.weight"]})
+
+
+def test_update_while_others_run(base: Checkpoint) -> None:
+    long = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+
+    async def ask() -> None:
+        async with AsyncLLM(base) as model:
+            tokens: list[int] = []
+            hurry = slowly(model)
+            async for delta in model.stream(PROMPT, long):
+                if not tokens:
+                    await model.update(changed(base, -3))
+                    hurry.set()
+                tokens += delta.token_ids
+            found.append(tokens)
+
+    found: list[list[int]] = []
+    asyncio.run(ask())
+    expected = [
+        LLM(replace(base, tensors={**base.tensors, **changed(base, factor)}))
+        .generate(PROMPT, long)[0]
+        .outputs[0]
+        .token_ids
+        for factor in (1, -3)
+    ]
+    assert len(found[0]) == 60 and found[0] not in expected
+    assert found[0][0] == expected[0][0]
+
+
+def test_on_torch_too(
+    llm: LLM, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, base: Checkpoint
+) -> None:
+    names = ("a", None, "b")
+    native_texts = texts(LLM("cria", dtype="fp32", adapters=folders), *names)
+    monkeypatch.setattr("puna.kernels.native.library", lambda: None)
+    on_torch = LLM("cria", dtype="fp32", adapters=folders)
+    assert texts(on_torch, *names) == native_texts
+    on_torch.update(changed(base, -3))
+    assert texts(on_torch, *names) != native_texts
