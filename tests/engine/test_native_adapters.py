@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
@@ -21,7 +23,7 @@ from puna.formats.network import as_checkpoint, load_model
 from puna.kernels import native
 from tests.engine.test_native_runner import LENGTH, config, distances, rows, tokens_of
 from tests.formats.test_lora import EMBEDDING, MATRICES, make_pairs, write
-from tests.samples import random_model, small_config
+from tests.samples import random_model, small_config, transformers_twin
 
 ALL = (*MATRICES, "output.weight", EMBEDDING)
 TABLE = [2, 0, 5, 3]
@@ -172,6 +174,34 @@ def test_odd_shapes(changes: dict[str, Any], level: str, tmp_path: Path) -> None
     runner.load_adapter(0, pairs_of(lora, model))
     expected = NativeRunner(merged(model, lora), num_pages=6).step(batch)
     assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"everything": True}], ids=str)
+def test_equals_peft(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Adapters that PEFT makes and saves, on the network that it changed."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = random_model(config(), seed=1)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    options: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": modules} | settings
+    if options.pop("everything", False):
+        options["target_modules"] = [*modules, "embed_tokens", "lm_head"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned = peft.get_peft_model(transformers_twin(model), peft.LoraConfig(**options)).eval()
+        generator = torch.Generator().manual_seed(1)
+        for name, weight in tuned.named_parameters():
+            if "lora_" in name:
+                weight.data.normal_(0.0, 0.15, generator=generator)
+        tuned.save_pretrained(tmp_path)
+    tokens = tokens_of(97)
+    with torch.no_grad():
+        expected = tuned(torch.from_numpy(tokens)[None].long()).logits[0].numpy()
+    base = as_checkpoint(model, tmp_path, None)
+    runner = NativeRunner(base, num_pages=6)
+    runner.load_adapter(0, pairs_of(open_adapter(tmp_path), base))
+    batch = rows(tokens, 0, LENGTH, TABLE)
+    assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
+    assert distances(runner.step(batch), expected).min() > 0.05
 
 
 @pytest.mark.parametrize("tied", [False, True])
