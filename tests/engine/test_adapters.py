@@ -124,6 +124,8 @@ def norm_of(engine: Engine, value: float) -> dict[str, LazyTensor]:
 
 def test_update_starts_everything_anew(tokenizer: Tokenizer) -> None:
     engine = engine_of(tokenizer)
+    runner = engine.runner
+    assert isinstance(runner, HashRunner)
     engine.load_adapter("one", mark(1))
     long = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     requests = [engine.add([1, 5, 6, 7, 8], long, adapter=name) for name in (None, "one")]
@@ -139,6 +141,12 @@ def test_update_starts_everything_anew(tokenizer: Tokenizer) -> None:
         rest = replace(long, max_tokens=16 - len(old))
         asked = Request(None, request.prompt_token_ids + old, rest, 0, None)
         assert tokens_of(request) == [old + shifted(tokenizer, asked, shift)]
+        # What it left in pages counts as the new weights'.
+        engine.add(
+            request.prompt_token_ids + old, replace(long, max_tokens=1), adapter=request.adapter
+        )
+        run(engine)
+        assert runner.num_rows[-1] <= runner.page_size
 
 
 def test_an_update_that_does_not_fit_changes_nothing(tokenizer: Tokenizer) -> None:

@@ -155,13 +155,13 @@ def test_batches_chunks_and_threads_change_no_bit(
         together = runner(num_threads).step(with_adapters(three(tokens), *slots))[::-1]
         for part, slot in zip(np.split(together, 3), slots, strict=True):
             assert np.array_equal(part, whole[slot])
-        for cuts in ([0, 1, 2, 9, 30, LENGTH], [0, 17, LENGTH]):
+        for slot, cuts in ((0, [0, 1, 2, 9, 30, LENGTH]), (1, [0, 17, LENGTH])):
             made = runner(num_threads)
             parts = [
-                made.step(with_adapters(rows(tokens, a, b, [7, 8, 9, 10]), 1))
+                made.step(with_adapters(rows(tokens, a, b, [7, 8, 9, 10]), slot))
                 for a, b in pairwise(cuts)
             ]
-            assert np.array_equal(np.concatenate(parts), whole[1])
+            assert np.array_equal(np.concatenate(parts), whole[slot])
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"tied": True}], ids=str)

@@ -49,10 +49,9 @@ class Additions {
     Floats operator()(int i, int row, int64_t at, Floats values) const {
         const LowRank* pair = w_.s.adapters == nullptr ? nullptr : pair_of(i, row);
         if (pair == nullptr) return values;
-        const int64_t tile = at / TILE;
-        multiply(pair->b, tile, tile + 1, {low(i, row), nullptr, 0, 0, 1},
-                 [&](int, int64_t, Floats more) { values += more; });
-        return values;
+        Floats more;
+        multiply_tile<1>(pair->b, at / TILE, {low(i, row), nullptr, 0, 0, 1}, 0, &more);
+        return values + more;
     }
 
    private:
