@@ -203,7 +203,8 @@ class Engine:
         users = sum(request.adapter == name for request in self._requests.values())
         if users:
             raise ValueError(
-                f"adapter {name!r} is in use by {users} of the requests; unload it when they ended"
+                f"adapter {name!r} is in use by {users} of the requests; "
+                "unload it when they have ended"
             )
         self._adapters.unload(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +22,8 @@ from puna.formats.adapters import Adapter, Pair, merged, open_adapter, read_pair
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.kernels import native
+from puna.kernels.step import Forward
+from puna.kernels.tiles import pack
 from tests.engine.test_native_runner import LENGTH, config, distances, rows, tokens_of
 from tests.formats.test_lora import EMBEDDING, MATRICES, make_pairs, write
 from tests.samples import random_model, small_config, transformers_twin
@@ -174,6 +177,40 @@ def test_odd_shapes(changes: dict[str, Any], level: str, tmp_path: Path) -> None
     runner.load_adapter(0, pairs_of(lora, model))
     expected = NativeRunner(merged(model, lora), num_pages=6).step(batch)
     assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
+
+
+def test_inputs_in_another_order(base: Checkpoint, tmp_path: Path) -> None:
+    """Weights quantized in order of activation have their columns moved; adapters have not."""
+    library, generator = native.library(), np.random.default_rng(0)
+    assert library is not None
+    tiles, norms, orders = {}, {}, {}
+    for name, tensor in base.tensors.items():
+        if name == EMBEDDING:
+            continue
+        matrix = tensor.read_float32()
+        if matrix.ndim == 1:
+            norms[name] = matrix
+            continue
+        if name != "output.weight":
+            # wk and wv take wq's input, w3 takes w1's.
+            same = re.sub("w[kv]", "wq", name).replace("w3", "w1")
+            order = generator.permutation(matrix.shape[1]).astype(np.int32)
+            orders[name] = orders.get(same, order)
+            matrix = np.ascontiguousarray(matrix[:, orders[name]])
+        tiles[name] = pack(library, "f32", matrix.view(np.uint8), matrix.shape[1])
+    moved, plain = (NativeRunner(base, num_pages=6) for _ in range(2))
+    moved._forward = Forward(library, base.config, tiles, norms, num_pages=6, orders=orders)
+    batch, pairs = (
+        rows(tokens_of(97), 0, LENGTH, TABLE),
+        pairs_of(adapter("gguf", tmp_path, base), base),
+    )
+    for runner in (moved, plain):
+        runner.load_adapter(0, pairs)
+    assert distances(moved.step(batch), plain.step(batch)).max() < 1e-5
+    adapted = with_adapters(batch, 0)
+    assert distances(moved.step(adapted), plain.step(adapted)).max() < 1e-5
+    with pytest.raises(ValueError, match=r"layers\.0\..* cannot be updated"):
+        moved.update({MATRICES[0]: base.tensors[MATRICES[0]]})
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"everything": True}], ids=str)
