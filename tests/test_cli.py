@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from puna import cli
 from puna.commands.cache import cache_folder
 from puna.commands.models import resolve
+from puna.formats import open_checkpoint
+from tests.formats.test_lora import MATRICES, make_pairs, write_peft
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -275,6 +279,45 @@ def test_without_native_code_torch_answers_or_is_asked_for(
     assert "native code was not built" in caplog.text
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert is_one_clear_line(*run(*arguments), "C++ compiler", "puna[train]")
+
+
+def test_lora_means_the_same_everywhere(
+    run: Run, tmp_path: Path, cria: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(cria)
+    paths = []
+    for number, names in enumerate((MATRICES[:7], MATRICES[7:])):
+        pairs = {
+            name: (a * np.float32(0.06), b * np.float32(0.06))
+            for name, (a, b) in make_pairs(checkpoint, names, rank=3 + number).items()
+        }
+        paths.append(write_peft(tmp_path / f"{number}", pairs, lora_alpha=20))
+    loras = ("--lora", paths[0], "--lora", f"{paths[1]}:0.5")
+    merged = tmp_path / "merged.gguf"
+    assert run("convert", cria, merged, "--dtype", "f32", *loras)[0] == 0
+    greedy = ("--temperature", "0", "--max-tokens", "12", "--dtype", "fp32")
+    _, expected, _ = run("complete", "--model", merged, *greedy)
+    _, plain, _ = run("complete", *greedy)
+    assert run("complete", *greedy, *loras) == (0, expected, "") and expected != plain
+    _, out, _ = run("complete", *greedy, *loras, "--json", "--prompt", "Once upon a time")
+    assert expected == f"Once upon a time{json.loads(out)['text']}\n"
+
+    def say(*arguments: str | Path) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO("Tell me a story."))
+        code, out, err = run("chat", *greedy, *arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    assert say("--model", merged) == say(*loras) != say()
+    for wrong, words in (
+        ("nothing", ("no such file", "nothing")),
+        (f"{paths[0]}:nan", ("added nan times",)),
+        (cria, ("general.type", "adapter")),
+    ):
+        assert is_one_clear_line(*run("complete", "--lora", wrong), *words)
+        assert is_one_clear_line(
+            *run("convert", cria, tmp_path / "x.gguf", "--lora", wrong), *words
+        )
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -19,6 +19,7 @@ import pytest
 from puna import cli
 from puna.formats import save_checkpoint
 from tests.formats.conftest import make_checkpoint
+from tests.formats.test_lora import make_pairs, write_peft
 from tests.hub_server import TOKEN, Hub, Repository, serve, use
 
 BRANCH = "gptq-4bit-32g-actorder_True"
@@ -161,6 +162,19 @@ def test_commands_pull_what_they_need_and_info_does_not(run: Run, hub: Hub) -> N
     assert out.startswith("Once upon a time")
     assert err == f"{GGUF}:t.Q8_0.gguf is not on this machine: downloading 420.1 kB\n"
     assert not any(path.endswith("Q4_K_M.gguf") for path in content(hub))
+
+
+def test_adapters_are_pulled_too(run: Run, hub: Hub, model: Path, tmp_path: Path) -> None:
+    folder = write_peft(tmp_path / "lora", make_pairs(make_checkpoint()))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["some/lora"] = Repository({"main": files})
+    options = ("--temperature", "0", "--max-tokens", "8", "--model", model / "hf")
+    expected = run("complete", *options, "--lora", f"{folder}:0.5")[1]
+    assert expected != run("complete", *options)[1]
+    code, out, err = run("complete", *options, "--lora", "some/lora:0.5")
+    assert (code, out) == (0, expected) and "some/lora is not on this machine: downloading" in err
+    assert run("complete", *options, "--lora", "some/lora:0.5", url=NOWHERE) == (0, expected, "")
+    assert refused(run("complete", *options, "--lora", "some/lora:x"), "some/lora has no file 'x'")
 
 
 def test_one_file_of_several(run: Run, hub: Hub) -> None:

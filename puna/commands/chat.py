@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.chat import Message, encode_dialog, fit
-from puna.commands.models import load, resolve
-from puna.commands.options import draft_option, model_options, sampling_options
+from puna.commands.models import load, named_adapters, resolve
+from puna.commands.options import draft_option, lora_option, model_options, sampling_options
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.formats.files import atomic_file
 
@@ -30,6 +30,7 @@ class Conversation:
     llm: LLM
     sampling: SamplingParams
     dialog: list[Message] = field(default_factory=list)
+    adapter: str | None = None
 
     def ask(self, text: str, say: Callable[[str], None]) -> int:
         """Answers `text`, calling `say` with each piece; returns how many old turns were dropped.
@@ -46,7 +47,8 @@ class Conversation:
         limit = min(wanted, context - len(encoded.ids))
         answer: list[str] = []
         try:
-            for delta in self.llm.stream(kept, replace(self.sampling, max_tokens=limit)):
+            params = replace(self.sampling, max_tokens=limit)
+            for delta in self.llm.stream(kept, params, adapter=self.adapter):
                 answer.append(delta.text)
                 say(delta.text)
         finally:
@@ -69,6 +71,7 @@ class Conversation:
 @model_options
 @sampling_options
 @draft_option
+@lora_option
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
 def chat(
     name: str | None,
@@ -78,6 +81,7 @@ def chat(
     dtype: str,
     sampling: SamplingParams,
     draft: str | None,
+    adapters: tuple[str, ...],
     system: str,
 ) -> None:
     """Talk with MODEL in Llama 2's chat format. /help lists what can be typed.
@@ -89,8 +93,9 @@ def chat(
             raise ValueError("MODEL is given twice: by itself and with --model")
         model = name
     checkpoint = resolve(model, tokenizer)
-    llm = load(checkpoint, device=device, dtype=dtype, draft=draft)
-    conversation = Conversation(llm, sampling)
+    loras = named_adapters(adapters)
+    llm = load(checkpoint, device=device, dtype=dtype, draft=draft, adapters=loras)
+    conversation = Conversation(llm, sampling, adapter=next(iter(loras), None))
     conversation.set_system(system)
     interactive = sys.stdin.isatty()
     if interactive:

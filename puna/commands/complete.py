@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import load, resolve
-from puna.commands.options import draft_option, json_option, model_options, sampling_options
+from puna.commands.models import load, named_adapters, resolve
+from puna.commands.options import (
+    draft_option,
+    json_option,
+    lora_option,
+    model_options,
+    sampling_options,
+)
 from puna.engine.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 @model_options
 @sampling_options
 @draft_option
+@lora_option
 @click.option("--echo/--no-echo", default=True, show_default=True, help="Print the prompt first.")
 @json_option
 def complete(
@@ -35,6 +42,7 @@ def complete(
     dtype: str,
     sampling: SamplingParams,
     draft: str | None,
+    adapters: tuple[str, ...],
     echo: bool,
     as_json: bool,
 ) -> None:
@@ -42,11 +50,14 @@ def complete(
     checkpoint = resolve(model, tokenizer)
     if prompt == "-":
         prompt = _standard_input()
-    llm = load(checkpoint, device=device, dtype=dtype, draft=draft)
+    loras = named_adapters(adapters)
+    adapter = next(iter(loras), None)
+    llm = load(checkpoint, device=device, dtype=dtype, draft=draft, adapters=loras)
     if as_json:
-        click.echo(json.dumps(_as_json(llm.generate(prompt, sampling)[0]), ensure_ascii=False))
+        (result,) = llm.generate(prompt, sampling, adapter=adapter)
+        click.echo(json.dumps(_as_json(result), ensure_ascii=False))
         return
-    for number, delta in enumerate(llm.stream(prompt, sampling)):
+    for number, delta in enumerate(llm.stream(prompt, sampling, adapter=adapter)):
         if number == 0 and echo:
             click.echo(prompt, nl=False)
         click.echo(delta.text, nl=False)

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from puna.chat import TEMPLATES
-from puna.commands.models import resolve
+from puna.commands.models import opened_adapter, resolve
+from puna.commands.options import lora_option
 from puna.commands.progress import bar
 from puna.formats import FORMATS, save_checkpoint
-from puna.formats.adapters import merged, open_adapter
+from puna.formats.adapters import merged
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.imatrix import read_importance
 from puna.kernels import native
@@ -41,13 +42,7 @@ _WRITABLE = [row.name for row in FORMATS.values() if row.write is not None]
     metavar="FILE",
     help="Importance of each column, for the block types: see puna quantize.",
 )
-@click.option(
-    "--lora",
-    "adapters",
-    multiple=True,
-    metavar="PATH[:SCALE]",
-    help="Merge this adapter (PEFT, GGUF or ggla) first; repeatable.",
-)
+@lora_option
 @click.option(
     "--zero-points",
     type=click.Choice(["v1", "v2"]),
@@ -93,7 +88,7 @@ def convert(
         chat_template=TEMPLATES[chat_template] if chat_template else checkpoint.chat_template,
     )
     for adapter in adapters:
-        checkpoint = _merged(checkpoint, adapter)
+        checkpoint = merged(checkpoint, opened_adapter(adapter))
     options = {
         "num_shards": num_shards,
         "bits": None if bits is None else int(bits),
@@ -138,12 +133,3 @@ def _format_of(destination: Path) -> str:
     if destination.suffix == ".gguf":
         return "gguf"
     raise ValueError(f"say what {destination} shall be: --format {', '.join(_WRITABLE)}")
-
-
-def _merged(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
-    path, _, scale = adapter.rpartition(":")
-    try:
-        path, number = (path, float(scale)) if path else (adapter, 1.0)
-    except ValueError:
-        path, number = adapter, 1.0
-    return merged(checkpoint, open_adapter(Path(path)), number)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.commands.cache import cache_folder
 from puna.engine.speculate import PROMPT_LOOKUP
 from puna.formats import open_checkpoint
+from puna.formats.adapters import Adapter, open_adapter
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import NotPulledError
@@ -49,11 +51,19 @@ def locate(model: str, *, download: bool = True) -> Path:
     return locate_here(model)
 
 
-def load(checkpoint: Checkpoint, *, device: str, dtype: str, draft: str | None) -> LLM:
+def load(
+    checkpoint: Checkpoint,
+    *,
+    device: str,
+    dtype: str,
+    draft: str | None,
+    adapters: Mapping[str, Sequence[Adapter]],
+) -> LLM:
     """The model, ready to be asked; a bar says how far a large one is, where someone looks."""
     from puna.engine.llm import LLM
 
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "cache_folder": cache_folder()}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "adapters": adapters}
+    options["cache_folder"] = cache_folder()
     if checkpoint.num_bytes < _LARGE or not sys.stderr.isatty():
         return LLM(checkpoint, draft=opened_draft(draft), **options)
 
@@ -66,6 +76,21 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, draft: str | None) 
 def opened_draft(draft: str | None) -> Checkpoint | str | None:
     """What `--draft` names: a model, or the way to guess without one."""
     return draft if draft in (None, PROMPT_LOOKUP) else resolve(draft)
+
+
+def opened_adapter(adapter: str) -> Adapter:
+    """What a `--lora` names: PATH[:SCALE], or a hub's name, downloaded when needed."""
+    path, _, scale = adapter.rpartition(":")
+    try:
+        path, factor = (path, float(scale)) if path else (adapter, 1.0)
+    except ValueError:
+        path, factor = adapter, 1.0
+    return open_adapter(locate(path)).scaled(factor)
+
+
+def named_adapters(adapters: tuple[str, ...]) -> dict[str, Sequence[Adapter]]:
+    """All `--lora` as one adapter for an `LLM`, by a name; none where none is given."""
+    return {" ".join(adapters): [opened_adapter(each) for each in adapters]} if adapters else {}
 
 
 def named_vocabulary(source: str) -> Vocabulary:

@@ -154,6 +154,14 @@ def draft_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def lora_option(function: F) -> F:
+    """`--lora`: adapters, as `commands.models.opened_adapter` reads them."""
+    return click.option(
+        "--lora", "adapters", multiple=True, metavar="PATH[:SCALE]",
+        help="Add this LoRA adapter (PEFT, GGUF or ggla; a path or a hub's name); repeatable.",
+    )(function)  # fmt: skip
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from puna.engine.engine import Request
-from puna.engine.llm import LLM, Dialog, Prompt
+from puna.engine.llm import LLM, AdapterSource, Dialog, Prompt
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
+from puna.formats.checkpoint import LazyTensor
 
 
 class AsyncLLM:
@@ -38,40 +40,62 @@ class AsyncLLM:
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
-        """What follows a prompt; many at once run together."""
-        return await self._finished(prompt, params)
+    async def load_adapter(
+        self, name: str, adapter: AdapterSource | Sequence[AdapterSource]
+    ) -> None:
+        """Loads an adapter between two steps of what runs."""
+        pairs = await asyncio.to_thread(self.llm.read_adapter, adapter)
+        await self._between_steps(lambda: self.llm.engine.load_adapter(name, pairs))
 
-    async def chat(self, messages: Dialog, params: SamplingParams | None = None) -> RequestOutput:
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter."""
+        await self._between_steps(lambda: self.llm.engine.unload_adapter(name))
+
+    async def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """Answers with these weights, all or some, from the next step on."""
+        await self._between_steps(lambda: self.llm.engine.update(weights))
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> RequestOutput:
+        """What follows a prompt; many at once run together."""
+        return await self._finished(prompt, params, adapter)
+
+    async def chat(
+        self, messages: Dialog, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> RequestOutput:
         """The assistant's answer to a dialog."""
-        return await self._finished(messages, params)
+        return await self._finished(messages, params, adapter)
 
     async def stream(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Dialog,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> AsyncIterator[Delta]:
         """What follows a prompt, or the answer to a dialog, as it comes.
 
         Leaving the loop early, or being cancelled, ends the request.
         """
-        async for request in self._updates(prompt, params):
+        async for request in self._updates(prompt, params, adapter):
             while request.deltas:
                 yield request.deltas.popleft()
 
     async def _finished(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None
+        self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
     ) -> RequestOutput:
-        async for request in self._updates(prompt, params):
+        async for request in self._updates(prompt, params, adapter):
             request.deltas.clear()
         return request.result()
 
     async def _updates(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None
+        self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
     ) -> AsyncIterator[Request]:
         """The request each time that it has something new, the last time when it has ended."""
-        if self._closed:
-            raise ValueError("the engine was closed")
+        self._check_open()
         engine = self.llm.engine
-        ids, params, options = self.llm.prepare(prompt, params or SamplingParams())
+        ids, params, options = self.llm.prepare(prompt, params or SamplingParams(), adapter)
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         held: list[Request] = []
         refused: list[ValueError] = []
@@ -106,6 +130,27 @@ class AsyncLLM:
             held[0].result()
         finally:
             self._jobs.put(cancel)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the engine was closed")
+
+    async def _between_steps(self, function: Callable[[], None]) -> None:
+        """Calls `function` in the engine's thread; raises what it raises."""
+        self._check_open()
+        done: Future[None] = Future()
+
+        def job() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    function()
+                except Exception as error:
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
+
+        self._jobs.put(job)
+        await asyncio.wrap_future(done)
 
     def _drop(self, request: Request) -> None:
         self.llm.engine.cancel(request)

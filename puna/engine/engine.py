@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.batch import Runner
+from puna.engine.adapters import Adapters
+from puna.engine.batch import Runner, check_update
 from puna.engine.output import Delta, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
@@ -18,6 +20,8 @@ from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
 from puna.engine.speculate import Drafter
 from puna.engine.structure import Structure, Structures
+from puna.formats.adapters import Pair
+from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
 
 MAX_ROWS, MAX_SEQUENCES = 256, 64
@@ -27,10 +31,15 @@ class Request:
     """What was asked for, and what has come of it. Made by `Engine.add`."""
 
     def __init__(
-        self, prompt: str | None, ids: Many[int], params: SamplingParams, number: int
+        self,
+        prompt: str | None,
+        ids: Many[int],
+        params: SamplingParams,
+        number: int,
+        adapter: str | None,
     ) -> None:
         self.prompt, self.prompt_token_ids, self.params = prompt, list(ids), params
-        self.number = number
+        self.number, self.adapter = number, adapter
         self.seed = fresh_seed() if params.seed is None else params.seed
         self.deltas: deque[Delta] = deque()  # not yet fetched
         self.error: ValueError | None = None
@@ -74,6 +83,7 @@ class Engine:
         self.pages = Pages(runner.num_pages, runner.page_size)
         self.scheduler = Scheduler(self.pages, max_rows=max_rows, max_sequences=max_sequences)
         self.num_proposed = self.num_accepted = 0  # tokens that were guessed, and that held
+        self._adapters = Adapters(runner)
         self._drafter = drafter
         self._structures = Structures(tokenizer)
         self._requests: dict[int, Request] = {}
@@ -91,16 +101,18 @@ class Engine:
         *,
         prompt: str | None = None,
         strip_space: bool = False,
+        adapter: str | None = None,
     ) -> Request:
         """Takes a request for what follows the tokens `ids`; `prompt` is their text, if known.
 
-        `strip_space` leaves out the space before the first word. Raises ValueError for a request
-        that can never run: of no tokens, too long for the context or the pages, unknown ids.
+        `strip_space` leaves out the space before the first word; `adapter` names a loaded one.
+        Raises ValueError for a request that can never run: of no tokens, too long for the context
+        or the pages, unknown ids, an unknown adapter.
         """
-        max_tokens = self.check(ids, params)
+        max_tokens = self.check(ids, params, adapter)
         structure = self._structures.start(params)
         count = params.best_of or params.n
-        request = Request(prompt, ids, params, next(self._numbers))
+        request = Request(prompt, ids, params, next(self._numbers), adapter)
         request.writers = [
             Writer(
                 index,
@@ -118,7 +130,8 @@ class Engine:
             (request.number, 0),
             list(ids),
             len(ids),
-            origin=f"{self._version}".encode(),
+            origin=self._origin(adapter),
+            adapter=self._adapters.find(adapter).index,
             wants_prompt=params.prompt_logprobs is not None,
         )
         if sequence.wants_prompt:
@@ -128,8 +141,9 @@ class Engine:
         self._requests[request.number] = request
         return request
 
-    def check(self, ids: Many[int], params: SamplingParams) -> int:
+    def check(self, ids: Many[int], params: SamplingParams, adapter: str | None = None) -> int:
         """The most tokens that each output may have. ValueError for what can never run."""
+        self._adapters.find(adapter)
         context, pieces = self.runner.config.context_length, self.tokenizer.vocab_size
         if not ids:
             raise ValueError("the prompt has no tokens, not even BOS")
@@ -176,13 +190,54 @@ class Engine:
                 self._drafter.clear()
             raise
 
+    def load_adapter(self, name: str, pairs: Mapping[str, Pair]) -> None:
+        """Requests may name this adapter from now on; those that run go on.
+
+        `pairs` as of `formats.adapters.read_pairs`. ValueError where the name is taken.
+        """
+        self._adapters.load(name, pairs)
+
+    def unload_adapter(self, name: str) -> None:
+        """Frees an adapter; ValueError where there is none, or requests of it have not ended."""
+        self._adapters.find(name)
+        users = sum(request.adapter == name for request in self._requests.values())
+        if users:
+            raise ValueError(
+                f"adapter {name!r} is in use by {users} of the requests; "
+                "unload it when they have ended"
+            )
+        self._adapters.unload(name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of those that are loaded."""
+        return self._adapters.names
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """Runs with these weights, all or some of the model's, from now on; adapters stay.
+
+        What requests have so far stays too, and is computed anew. ValueError, with nothing changed,
+        where the model has no such tensors.
+        """
+        check_update(self.runner.config, weights)
+        try:
+            self.runner.update(weights)
+        finally:  # stopped half-way, some are others already
+            self.weights_changed()
+
     def weights_changed(self) -> None:
         """The runner's weights are others now: nothing that was computed before is used again."""
         self._version += 1
-        sequences = [s for r in self._requests.values() for s in r.live]
-        for sequence in sequences:
-            sequence.rename(f"{self._version}".encode())
+        sequences = []
+        for request in self._requests.values():
+            for sequence in request.live:
+                sequence.rename(self._origin(request.adapter))
+                sequences.append(sequence)
         self.scheduler.restart(sequences)
+
+    def _origin(self, adapter: str | None) -> bytes:
+        """What pages must have been computed with to be of use, version and adapter."""
+        return f"{self._version} {self._adapters.find(adapter).number}".encode()
 
     def _step(self) -> list[Request]:
         if self._drafter is not None:

@@ -15,12 +15,14 @@ from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.speculate import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from puna.formats import open_checkpoint
-from puna.formats.checkpoint import Checkpoint
+from puna.formats.adapters import Adapter, Pair, added, open_adapter, read_pairs
+from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import locate
 
 Dialog = Sequence[Message | Mapping[str, str]]
 Prompt = str | Sequence[int]
+AdapterSource = str | Path | Adapter
 
 
 class LLM:
@@ -29,9 +31,10 @@ class LLM:
     `model` is a path in any format, a shipped model's name, a hub's that was pulled, or an opened
     checkpoint. Keys and values of `kv_tokens` tokens are held (default: what suits the memory that
     is free), for up to `max_sequences` at once. `draft`, "prompt-lookup" or a smaller model of the
-    same vocabulary, guesses tokens ahead, which changes the speed alone. With a `cache_folder`, a
-    large model's weights are kept there as the processor wants them, and the next start is
-    immediate (the commands use ~/.cache/puna). May be used from several threads.
+    same vocabulary, guesses tokens ahead, which changes the speed alone. `adapters` are loaded as
+    by `load_adapter`. With a `cache_folder`, a large model's weights are kept there as the
+    processor wants them, and the next start is immediate (the commands use ~/.cache/puna). May be
+    used from several threads.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class LLM:
         max_sequences: int = MAX_SEQUENCES,
         draft: str | Path | Checkpoint | None = None,
         cache_folder: str | Path | None = None,
+        adapters: Mapping[str, AdapterSource | Sequence[AdapterSource]] | None = None,
     ) -> None:
         model = _opened(model, tokenizer)
-        self.config = model.config
+        self.config, self._path = model.config, model.path
+        pairs = {name: self.read_adapter(source) for name, source in (adapters or {}).items()}
         self.tokenizer = model.tokenizer()
         limits = {"max_rows": max_rows, "max_sequences": max_sequences}
         options: dict[str, Any] = {
@@ -68,75 +73,128 @@ class LLM:
             held = load_runner(smaller, device, dtype, kv_tokens=num_tokens, **options)
             drafter = DraftModel(held, self.tokenizer.vocab_size, **limits)
         self.engine = Engine(runner, self.tokenizer, drafter=drafter, **limits)
+        for name, pair in pairs.items():
+            self.engine.load_adapter(name, pair)
         self._lock = Lock()
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return self.engine.adapters
+
+    def load_adapter(self, name: str, adapter: AdapterSource | Sequence[AdapterSource]) -> None:
+        """Loads a LoRA adapter, while others run: requests may ask for it by `name` from now on.
+
+        A path or a hub's name, of any kind that `puna convert --lora` merges, or an opened one; of
+        several, the sum. Raises ValueError for one that does not fit, and a name that is taken.
+        """
+        pairs = self.read_adapter(adapter)
+        with self._lock:
+            self.engine.load_adapter(name, pairs)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter. ValueError where there is none, or requests of it still run."""
+        with self._lock:
+            self.engine.unload_adapter(name)
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """Answers with these weights, all or some, from now on, as a policy in training needs it.
+
+        Named and shaped as `Checkpoint.tensors`; `formats.network.as_checkpoint` makes them of a
+        network. Requests that run keep their tokens and go on with the new weights. Raises
+        ValueError, with nothing changed, where the model has no such tensors.
+        """
+        with self._lock:
+            self.engine.update(weights)
+
+    def read_adapter(self, adapter: AdapterSource | Sequence[AdapterSource]) -> dict[str, Pair]:
+        """The pairs of an adapter for this model, for `Engine.load_adapter`."""
+        several = [adapter] if isinstance(adapter, str | Path | Adapter) else adapter
+        opened = (a if isinstance(a, Adapter) else open_adapter(locate(str(a))) for a in several)
+        return added([read_pairs(each, self.config, self._path) for each in opened])
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[RequestOutput]:
         """What follows each prompt, texts or token ids; one prompt gives a list of one.
 
-        `params` are for all prompts, or one for each. Raises ValueError, before anything runs, for
-        a prompt or parameters that cannot be.
+        `params` are for all prompts, or one for each; so is `adapter`, the name of a loaded one.
+        Raises ValueError, before anything runs, for a prompt or parameters that cannot be, and an
+        adapter that is not loaded.
         """
-        return self._run(prompts if _is_many(prompts) else [prompts], params)
+        return self._run(prompts if _is_many(prompts) else [prompts], params, adapter)
 
     def chat(
         self,
         messages: Dialog | Sequence[Dialog],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[RequestOutput]:
         """The assistant's answer to a dialog, in Llama 2's chat format, or to each of several.
 
-        Messages are `{"role": ..., "content": ...}` or `Message`s. Raises as `generate`, and for
-        roles out of order and text that forges a tag.
+        Messages are `{"role": ..., "content": ...}` or `Message`s. Arguments as of `generate`;
+        raises as that, and for roles out of order and text that forges a tag.
         """
         many = bool(messages) and not isinstance(messages[0], Message | Mapping)
-        return self._run(messages if many else [messages], params)
+        return self._run(messages if many else [messages], params, adapter)
 
     def stream(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Dialog,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Delta]:
         """What follows a prompt, or the answer to a dialog, as it comes.
 
         To stop early, close the iterator or let go of it. Raises as `generate` and `chat`.
         """
-        ids, params, options = self.prepare(prompt, params or SamplingParams())
+        ids, params, options = self.prepare(prompt, params or SamplingParams(), adapter)
         if (params.best_of or params.n) > params.n:
             raise ValueError("with best_of above n there is nothing to stream before the end")
-        self.engine.check(ids, params)
+        self.engine.check(ids, params, adapter)
         return self._stream(ids, params, options)
 
     def prepare(
-        self, prompt: Prompt | Dialog, params: SamplingParams
+        self, prompt: Prompt | Dialog, params: SamplingParams, adapter: str | None = None
     ) -> tuple[list[int], SamplingParams, dict[str, Any]]:
         """Ids, parameters and options for `Engine.add`."""
+        options: dict[str, Any] = {"adapter": adapter}
         if isinstance(prompt, str):
             # A word that follows a prompt keeps its space; the first of all has none.
-            options: dict[str, Any] = {"prompt": prompt, "strip_space": not prompt}
+            options |= {"prompt": prompt, "strip_space": not prompt}
             return self.tokenizer.encode(prompt, bos=True), params, options
         if prompt and isinstance(prompt[0], Message | Mapping):
             dialog = [_message(message) for message in prompt]  # type: ignore[arg-type]
             # A tag that the model writes would forge a turn when it is read again.
             params = replace(params, stop=(*params.stop, *TAGS))
-            return encode_dialog(self.tokenizer, dialog).ids, params, {"strip_space": True}
-        return [int(token) for token in prompt], params, {}  # type: ignore[arg-type]
+            options["strip_space"] = True
+            return encode_dialog(self.tokenizer, dialog).ids, params, options
+        return [int(token) for token in prompt], params, options  # type: ignore[arg-type]
 
     def _run(
         self,
         prompts: Sequence[Any],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: str | Sequence[str | None] | None,
     ) -> list[RequestOutput]:
         each = (
             params if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompts)
         )
         if len(each) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(each)} SamplingParams")
+        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else adapter
+        if len(names) != len(prompts):
+            raise ValueError(f"there are {len(prompts)} prompts and {len(names)} adapters")
         requests: list[Request] = []
         try:
-            for prompt, wanted in zip(prompts, each, strict=True):
-                ids, wanted, options = self.prepare(prompt, wanted)
+            for prompt, wanted, name in zip(prompts, each, names, strict=True):
+                ids, wanted, options = self.prepare(prompt, wanted, name)
                 with self._lock:
                     requests.append(self.engine.add(ids, wanted, **options))
             for request in requests:

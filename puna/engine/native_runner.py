@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
 from puna.engine.tile_cache import TileCache
-from puna.engine.weights import load_weights
-from puna.formats.checkpoint import Checkpoint
+from puna.engine.weights import EMBEDDINGS, HEAD, load_weights, packed
+from puna.formats.adapters import Pair
+from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels import native
+from puna.kernels.lora import LowRanks
 from puna.kernels.step import PAGE_SIZE, Forward
+from puna.quantize.storage import STORAGE
 
 
 class NativeRunner:
@@ -36,6 +41,9 @@ class NativeRunner:
             raise ValueError("native code was not built; install a C++ compiler and Puna again")
         self.config = checkpoint.config
         self.num_pages = num_pages
+        self._library, self._dtype = library, dtype
+        self._adapters: dict[int, LowRanks] = {}
+        self._embedding_pairs: dict[int, Pair] = {}
         weights = load_weights(library, checkpoint, dtype, cache)
         self._embeddings, self._embedding_type = weights.embeddings, weights.embedding_type
         self._forward = Forward(
@@ -52,7 +60,43 @@ class NativeRunner:
         for source, target in batch.copies:
             for pages in (self._forward.keys, self._forward.values):
                 pages[:, target] = pages[:, source]
-        x = self._embedding_type.dequantize(self._embeddings[batch.tokens])
+        x = np.array(self._embedding_type.dequantize(self._embeddings[batch.tokens]), np.float32)
+        adapters: list[LowRanks | None] = []
+        if batch.adapters is not None:
+            self._adapt_embeddings(x, batch)
+            adapters = [self._adapters[n] if n >= 0 else None for n in batch.adapters.tolist()]
         return self._forward(
-            np.array(x, np.float32), batch.positions, batch.sequences, batch.tables, batch.outputs
+            x, batch.positions, batch.sequences, batch.tables, batch.outputs, adapters
         )
+
+    def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
+        """See `Runner`."""
+        self._adapters[slot] = self._forward.low_ranks(pairs)
+        if EMBEDDINGS in pairs:
+            self._embedding_pairs[slot] = pairs[EMBEDDINGS]
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `Runner`."""
+        del self._adapters[slot]
+        self._embedding_pairs.pop(slot, None)
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """See `Runner`. Weights are held as they are given, or in the runner's `dtype`."""
+        for name, tensor in weights.items():
+            if name == EMBEDDINGS:
+                stored = tensor if self._dtype is None else tensor.converted(self._dtype)
+                self._embeddings, self._embedding_type = stored.read(), STORAGE[stored.dtype]
+                if not self.config.tied:
+                    continue
+                name = HEAD
+            self._forward.replace(name, packed(self._library, tensor, self._dtype))
+
+    def _adapt_embeddings(self, x: NDArray[np.float32], batch: Batch) -> None:
+        """Adds what adapters change of the embeddings; term by term, whatever else is there."""
+        assert batch.adapters is not None
+        slots = batch.adapters[batch.sequences]
+        for slot, (a, b) in self._embedding_pairs.items():
+            rows = np.flatnonzero(slots == slot)
+            factors = b[batch.tokens[rows]]
+            for k, direction in enumerate(a):
+                x[rows] += factors[:, k, None] * direction

@@ -210,6 +210,7 @@ def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
     tables = np.zeros((len(parts), width), np.int32)
     for row, part in zip(tables, parts, strict=True):
         row[: len(part.sequence.pages)] = part.sequence.pages
+    adapters = np.array([part.sequence.adapter for part in parts], np.int32)
     ends = np.cumsum(counts)
     outputs = [
         np.arange(end - part.num_outputs, end) for part, end in zip(parts, ends, strict=True)
@@ -221,4 +222,5 @@ def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
         tables=tables,
         outputs=np.concatenate(outputs).astype(np.int32),
         copies=tuple(copies),
+        adapters=adapters if (adapters >= 0).any() else None,
     )

@@ -20,6 +20,7 @@ class Sequence:
     ids: list[int]
     prompt_length: int
     origin: bytes = b""
+    adapter: int = -1  # its slot in the runner, -1 for none
     # All rows of the prompt are wanted, not just what follows it, so none may be skipped.
     wants_prompt: bool = False
     pages: list[int] = field(default_factory=list)
@@ -55,7 +56,8 @@ class Sequence:
     def forked(self, number: int) -> Sequence:
         """Output `number` of the same request: the same prompt, and no pages yet."""
         ids = self.ids[: self.prompt_length]
-        return Sequence((self.order[0], number), ids, self.prompt_length, self.origin)
+        order = (self.order[0], number)
+        return Sequence(order, ids, self.prompt_length, self.origin, self.adapter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,10 @@ from torch import Tensor
 
 from puna.attention import sdpa
 from puna.engine.batch import Batch
+from puna.engine.torch_adapters import TorchAdapters
+from puna.formats.adapters import Pair
+from puna.formats.checkpoint import LazyTensor
+from puna.formats.network import read_tensor
 from puna.heads import next_token_logits
 from puna.model import Llama
 
@@ -25,6 +31,7 @@ class TorchRunner:
         heads = (self.config.num_kv_heads, self.config.head_dim)
         self._keys = torch.zeros(*shape, *heads, device=weight.device, dtype=weight.dtype)
         self._values = torch.zeros_like(self._keys)
+        self._adapters = TorchAdapters(model)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> NDArray[np.float32]:
@@ -38,8 +45,27 @@ class TorchRunner:
             for array in (batch.tokens, batch.positions, batch.outputs)
         )
         attend = _PagedAttention(self._keys, self._values, batch)
-        hidden = self.model(tokens[None], positions[None], attend)
-        return next_token_logits(self.model, hidden[0, outputs]).float().cpu().numpy()
+        with self._adapters.applied(batch):
+            hidden = self.model(tokens[None], positions[None], attend)
+            logits = next_token_logits(self.model, hidden[0, outputs])
+        return logits.float().cpu().numpy()
+
+    def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
+        """See `Runner`."""
+        self._adapters.load(slot, pairs)
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `Runner`."""
+        self._adapters.unload(slot)
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """See `Runner`. ValueError, before any is changed, for layers that were quantized."""
+        parameters = dict(self.model.named_parameters())
+        if missing := weights.keys() - parameters.keys():
+            raise ValueError(f"{min(missing)} was quantized and cannot be updated")
+        for name, tensor in weights.items():
+            parameters[name].copy_(read_tensor(tensor))
 
 
 class _PagedAttention:

@@ -20,7 +20,7 @@ from puna.quantize.block_type import Floats
 from puna.quantize.storage import STORAGE, StorageType
 
 _ALIGNMENT = 4096
-_EMBEDDING, _HEAD = "tok_embeddings.weight", "output.weight"
+EMBEDDINGS, HEAD = "tok_embeddings.weight", "output.weight"
 _WORTH_THREADS = 32 << 20  # packed bytes; less is done before the threads are awake
 _AS_STORED = -1  # in place of a kind of tiles: the embedding, of which rows are looked up
 
@@ -94,11 +94,20 @@ def load_weights(
     return Weights(tiles, norms, embeddings, STORAGE[first.dtype])
 
 
+def packed(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles | Floats:
+    """One weight as `load_weights` has it, in memory of its own."""
+    if len(tensor.shape) == 1:
+        return np.ascontiguousarray(tensor.read_float32())
+    if dtype is not None:
+        tensor = tensor.converted(dtype)
+    return pack(library, tensor.dtype, tensor.read(), tensor.shape[1])
+
+
 def _plan(library: ctypes.CDLL, tensors: dict[str, LazyTensor], tied: bool) -> list[Part]:
     """The matrices one after another, the embedding first, and its copy as a head if it is tied."""
     names = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
-    names.sort(key=lambda name: name != _EMBEDDING)
-    wanted = [(_EMBEDDING, _EMBEDDING), *([(_HEAD, _EMBEDDING)] if tied else [])]
+    names.sort(key=lambda name: name != EMBEDDINGS)
+    wanted = [(EMBEDDINGS, EMBEDDINGS), *([(HEAD, EMBEDDINGS)] if tied else [])]
     wanted += [(name, name) for name in names[1:]]
     parts: list[Part] = []
     for number, (name, source) in enumerate(wanted):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import ModelConfig
-from puna.kernels.tiles import ROWS, Tiles, huge
+from puna.kernels.lora import LowRanks, addresses
+from puna.kernels.tiles import ROWS, Matrix, Tiles, as_matrix, huge
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -21,7 +22,7 @@ PAGE_SIZE = ROWS  # positions of a page of keys and values
 
 
 _NORMS = ("attention_norm", "ffn_norm")
-_MATRICES = {"attention": ("wq", "wk", "wv", "wo"), "feed_forward": ("w1", "w2", "w3")}
+_MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 # The inputs of a layer's matrices, and who reads them.
 INPUTS = {
     "attention_order": ("attention.wq", "attention.wk", "attention.wv"),
@@ -31,17 +32,10 @@ INPUTS = {
 }
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("tiles", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "padding")),
-    )
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _NORMS),
-        *((name, _Matrix) for names in _MATRICES.values() for name in names),
+        *((name, Matrix) for name in _MATRICES),
         *((name, ctypes.c_void_p) for name in INPUTS),
     )
 
@@ -53,7 +47,7 @@ class _Model(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("layers", ctypes.POINTER(_Layer)),
         ("norm", ctypes.c_void_p),
-        ("output", _Matrix),
+        ("output", Matrix),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values")),
         ("num_pages", ctypes.c_int64),
     )
@@ -64,7 +58,8 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "table_width")),
         ("num_threads", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("positions", "sequences", "tables", "outputs")),
-        *((name, ctypes.c_void_p) for name in ("x", "logits", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("x", "logits", "workspace", "adapters")),
+        ("rank", ctypes.c_int64),
     )
 
 
@@ -97,46 +92,71 @@ class Forward:
         self.keys = _zeros((*pages, config.head_dim, PAGE_SIZE))
         self.values = _zeros((*pages, PAGE_SIZE, head_stride))
         cosines, sines = rotary_tables(config)
-        orders = orders or {}
-        self._kept: list[Any] = [tiles, norms, cosines, sines, orders]
-        layers = (_Layer * config.num_layers)()
-        for i, layer in enumerate(layers):
-            for name in _NORMS:
-                setattr(layer, name, norms[f"layers.{i}.{name}.weight"].ctypes.data)
-            for part, names in _MATRICES.items():
-                for name in names:
-                    setattr(layer, name, _matrix(tiles[f"layers.{i}.{part}.{name}.weight"]))
+        self._orders = orders or {}
+        self._kept: dict[str, Any] = {"cosines": cosines, "sines": sines}
+        self._layers = (_Layer * config.num_layers)()
+        for i, layer in enumerate(self._layers):
             for name, readers in INPUTS.items():
-                order = orders.get(f"layers.{i}.{readers[0]}.weight")
+                order = self._orders.get(f"layers.{i}.{readers[0]}.weight")
                 setattr(layer, name, None if order is None else order.ctypes.data)
         self._model = _Model(
             *(config.num_layers, config.dim, config.num_heads, config.num_kv_heads),
             *(config.head_dim, config.ffn_dim, config.vocab_size, config.norm_eps),
-            layers,
-            norms["norm.weight"].ctypes.data,
-            _matrix(tiles["output.weight"]),
+            self._layers,
+            *(None, Matrix()),
             *(array.ctypes.data for array in (cosines, sines, self.keys, self.values)),
             num_pages,
         )
+        for name in {*config.tensor_shapes(), "output.weight"} - {"tok_embeddings.weight"}:
+            self._set(name, tiles[name] if name in tiles else norms[name])
         self._workspace = huge(0)
 
+    def replace(self, name: str, weight: Tiles | Floats) -> None:
+        """Runs with this matrix, or this norm, from now on.
+
+        ValueError in place of a matrix whose columns have an order of their own.
+        """
+        if name in self._orders:
+            raise ValueError(f"{name} was quantized in order of activation and cannot be updated")
+        self._set(name, weight)
+
+    def low_ranks(self, pairs: Mapping[str, tuple[Floats, Floats]]) -> LowRanks:
+        """An adapter for the steps of this model; see `LowRanks`."""
+        return LowRanks(self._library, self.config.num_layers, pairs, self._orders)
+
+    def _set(self, name: str, weight: Tiles | Floats) -> None:
+        *path, leaf, _ = name.split(".")
+        owner = self._layers[int(path[1])] if path else self._model
+        setattr(owner, leaf, as_matrix(weight) if isinstance(weight, Tiles) else weight.ctypes.data)
+        self._kept[name] = weight
+
     def __call__(
-        self, x: Floats, positions: Ints, sequences: Ints, tables: Ints, outputs: Ints
+        self,
+        x: Floats,
+        positions: Ints,
+        sequences: Ints,
+        tables: Ints,
+        outputs: Ints,
+        adapters: Sequence[LowRanks | None] = (),
     ) -> Floats:
         """Embeddings (R, dim), which it changes, to logits (L, vocabulary) of the rows `outputs`.
 
         Row r is the token at `positions[r]` of the sequence whose pages are in row `sequences[r]`
-        of `tables` (S, P). Its keys and values are kept there before any row attends.
+        of `tables` (S, P). Its keys and values are kept there before any row attends. `adapters`
+        has that of each sequence (S,), where any has one.
         """
         logits = np.empty((len(outputs), self.config.vocab_size), np.float32)
         arrays = [
             np.ascontiguousarray(array, np.int32)
             for array in (positions, sequences, tables, outputs)
         ]
+        pairs = addresses(adapters)
         step = _Step(
             *(len(x), len(outputs), tables.shape[1], self.num_threads),
             *(array.ctypes.data for array in (*arrays, x, logits)),
             None,
+            ctypes.addressof(pairs) if adapters else None,
+            max((adapter.rank for adapter in adapters if adapter), default=0),
         )
         needed = self._library.puna_workspace_bytes(ctypes.byref(self._model), ctypes.byref(step))
         if needed > self._workspace.size:
@@ -164,10 +184,6 @@ def physical_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
     return len(cores)
-
-
-def _matrix(tiles: Tiles) -> _Matrix:
-    return _Matrix(tiles.data.ctypes.data, tiles.kind, tiles.rows, tiles.columns, 0)
 
 
 def _zeros(shape: tuple[int, ...]) -> Floats:

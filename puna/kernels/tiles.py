@@ -39,6 +39,20 @@ class Tiles:
     data: Array
 
 
+class Matrix(ctypes.Structure):
+    """`Matrix` in `src/multiply.h`."""
+
+    _fields_ = (
+        ("tiles", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("kind", "rows", "columns", "padding")),
+    )
+
+
+def as_matrix(tiles: Tiles) -> Matrix:
+    """The tiles, which must be kept, as native code is given them."""
+    return Matrix(tiles.data.ctypes.data, tiles.kind, tiles.rows, tiles.columns, 0)
+
+
 def kind_of(dtype: str) -> int:
     """The kind of tiles that rows of a storage type become; ValueError for other types."""
     host = _HOSTS.get(dtype, dtype)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
+from puna.formats.adapters import Pair
+from puna.formats.checkpoint import LazyTensor
 from tests.samples import small_config
 
 
@@ -20,6 +23,8 @@ class HashRunner:
         self._pages = np.full((num_pages, page_size), -1, np.int32)
         self.num_rows: list[int] = []  # of each step
         self.num_copies = 0
+        self._marks = {-1: 0}  # what an adapter makes of a row, by slot
+        self._version = 0
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         self.num_rows.append(len(batch.tokens))
@@ -30,13 +35,33 @@ class HashRunner:
         slots = batch.positions % self.page_size
         written = list(zip(pages.tolist(), slots.tolist(), strict=True))
         assert len(set(written)) == len(written), "two rows go to one place"
-        self._pages[pages, slots] = batch.tokens
+        adapters = [-1] * len(batch.tables) if batch.adapters is None else batch.adapters.tolist()
+        marks = np.array([self._marks[slot] for slot in adapters], np.int32) + self._version
+        self._pages[pages, slots] = batch.tokens + marks[batch.sequences]
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         for row, output in zip(logits, batch.outputs, strict=True):
             table = batch.tables[batch.sequences[output]]
             tokens = self._pages[table].reshape(-1)[: batch.positions[output] + 1]
             row[:] = logits_after(tokens, len(row))
         return logits
+
+    def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
+        assert slot not in self._marks
+        self._marks[slot] = pairs["mark"][0].item()
+
+    def unload_adapter(self, slot: int) -> None:
+        del self._marks[slot]
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        self._version = int(weights["norm.weight"].read_float32()[0])
+
+
+def mark(number: int) -> dict[str, Pair]:
+    """An adapter that shifts every token that a `HashRunner` is given."""
+    return {"mark": (np.array(number * SHIFT, np.int32), np.zeros(0, np.float32))}
+
+
+SHIFT = 1000  # beyond every vocabulary
 
 
 def logits_after(tokens: NDArray[np.int32], vocab: int) -> NDArray[np.float32]:

@@ -398,7 +398,7 @@ def test_adapters_for_other_models_are_refused_before_reading(tmp_path: Path, ki
     with pytest.raises(FormatError, match=r"is for layers\.0\.feed_forward\.w\d\.weight of"):
         merged(unreadable(make_checkpoint(ffn_dim=128)), blind)
     for scale in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"merged (nan|inf) times"):
+        with pytest.raises(ValueError, match=r"added (nan|inf) times"):
             merged(checkpoint, blind, scale)
 
 

@@ -1,4 +1,4 @@
-"""A model with an adapter merged says in llama.cpp what the two say there together."""
+"""A model with an adapter, merged or beside it, says what the two say in llama.cpp together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from puna.commands.models import resolve
+from puna.engine.native_runner import NativeRunner
 from puna.formats import save_checkpoint
-from puna.formats.adapters import merged, open_adapter
+from puna.formats.adapters import merged, open_adapter, read_pairs
 from puna.formats.checkpoint import Checkpoint
+from tests.engine.test_native_runner import rows
 from tests.formats.test_lora import EMBEDDING, PARTS, Pairs, make_pairs, write_gguf, write_peft
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -79,3 +81,11 @@ def test_merged_is_base_and_adapter(
     assert said_as_one == said_together
     assert np.abs(plain[: len(prompt)] - together[: len(prompt)]).max() > 0.5  # it does something
     assert np.abs(as_one - together).max() < 2e-3
+    # Puna's engine with the adapter beside the weights, fed the same tokens.
+    adapter = open_adapter(path).scaled(0.75)
+    runner = NativeRunner(checkpoint, num_pages=8)
+    runner.load_adapter(0, read_pairs(adapter, checkpoint.config, checkpoint.path))
+    tokens = np.array(prompt + said_together, np.int32)
+    batch = rows(tokens, 0, len(tokens), list(range(8)))
+    beside = runner.step(replace(batch, adapters=np.array([0], np.int32)))
+    assert np.abs(beside - together).max() < 2e-3

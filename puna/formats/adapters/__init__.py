@@ -1,4 +1,7 @@
-"""LoRA adapters: `open_adapter` reads any kind, `merged` adds one to a checkpoint."""
+"""LoRA adapters: `open_adapter` reads any kind, `merged` adds one to a checkpoint.
+
+`read_pairs` is for an engine that adds them as it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from pathlib import Path
 
 from puna.formats.adapters import ggla, gguf, peft
 from puna.formats.adapters.adapter import Adapter, LowRank
+from puna.formats.adapters.fit import Pair, added, read_pairs
 from puna.formats.adapters.merge import merged
 from puna.formats.errors import FormatError, printable
 
-__all__ = ["Adapter", "LowRank", "merged", "open_adapter"]
+__all__ = ["Adapter", "LowRank", "Pair", "added", "merged", "open_adapter", "read_pairs"]
 
 _READERS = (peft, gguf, ggla)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,15 @@ class Adapter:
     parts: Mapping[str, LowRank]
     interleaved: bool = False
     notes: tuple[str, ...] = ()
+
+    def scaled(self, factor: float) -> Adapter:
+        """The adapter that changes so many times as much."""
+        if not math.isfinite(factor):
+            raise ValueError(
+                f"an adapter cannot be added {factor} times; give a number such as 0.5"
+            )
+        parts = {name: replace(p, scale=factor * p.scale) for name, p in self.parts.items()}
+        return replace(self, parts=parts)
 
 
 def paired(

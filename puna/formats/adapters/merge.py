@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
-from puna.formats import rotary
 from puna.formats.adapters.adapter import Adapter, LowRank
+from puna.formats.adapters.fit import fitted
 from puna.formats.checkpoint import Checkpoint, LazyTensor, derived
 from puna.quantize.block_type import Bytes, Floats
 from puna.quantize.storage import STORAGE
@@ -23,17 +22,12 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
     Computed in float32 and stored in W's own type; integers of a GPTQ file become f32. Raises
     FormatError before any weight is read if the adapter is not for a model of this shape.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"an adapter cannot be merged {scale} times; give a number such as 0.5")
     tensors = dict(checkpoint.tensors)
     rounded: Counter[str] = Counter()
-    for name, part in adapter.parts.items():
-        _check_fits(checkpoint, name, part)
+    parts = fitted(adapter.scaled(scale), checkpoint.config, checkpoint.path)
+    for name, part in parts.items():
         tensor = tensors[name]
-        if adapter.interleaved:
-            rows = rotary.half_split({name: part.b}, checkpoint.config)[name]
-            part = replace(part, b=rows)
-        tensors[name] = _sum(adapter, name, tensor, part, scale * part.scale)
+        tensors[name] = _sum(adapter, name, tensor, part)
         if tensor.packed is not None:
             rounded[f"{tensor.packed.label} and become f32"] += 1
         elif STORAGE[tensor.dtype].block_size > 1:
@@ -49,22 +43,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, scale: float = 1.0) -> Chec
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *adapter.notes, *notes))
 
 
-def _check_fits(checkpoint: Checkpoint, name: str, part: LowRank) -> None:
-    if name not in checkpoint.tensors:
-        raise part.error(f"changes {name}, which {checkpoint.path} has not")
-    if name == "tok_embeddings.weight" and checkpoint.config.tied:
-        raise part.error(
-            f"changes the embedding, which is also the output head of {checkpoint.path}"
-        )
-    shape = (part.b.shape[0], part.a.shape[1])
-    rows = (1, *checkpoint.tensors[name].shape)[-2:]
-    if shape != rows:
-        raise part.error(f"is for {name} of shape {shape}, in {checkpoint.path} it has {rows}")
-
-
-def _sum(
-    adapter: Adapter, name: str, tensor: LazyTensor, part: LowRank, factor: float
-) -> LazyTensor:
+def _sum(adapter: Adapter, name: str, tensor: LazyTensor, part: LowRank) -> LazyTensor:
     def read() -> Bytes:
         kind = STORAGE[tensor.dtype]
         raw = tensor.read()
@@ -77,7 +56,7 @@ def _sum(
             some = slice(begin, begin + step)
             with np.errstate(over="ignore", invalid="ignore"):  # said below
                 x: Floats = b[some] @ a
-                x *= factor
+                x *= part.scale
                 x += kind.dequantize(np.ascontiguousarray(rows[some]))
             if not np.isfinite(x).all():
                 raise part.error(f"makes {name} no finite number")
@@ -87,5 +66,5 @@ def _sum(
                 raise ValueError(f"{name}, with {adapter.path} merged: {error}") from None
         return out.reshape(raw.shape)
 
-    origin = derived(f"merged {factor!r}", tensor.origin, part.a.origin, part.b.origin)
+    origin = derived(f"merged {part.scale!r}", tensor.origin, part.a.origin, part.b.origin)
     return LazyTensor(tensor.shape, tensor.dtype, read, place=tensor.place, origin=origin)

@@ -3,6 +3,7 @@
 #include "abi.h"
 #include "activations.h"
 #include "attention.h"
+#include "lora.h"
 
 namespace puna {
 namespace {
@@ -11,6 +12,7 @@ void project_heads(const Work& w, int thread, const Layer& layer) {
     const Matrix* matrices[3] = {&layer.wq, &layer.wk, &layer.wv};
     float* outs[3] = {w.q, w.k, w.v};
     const Rows x = rows_of(w, thread, w.m.dim, w.s.num_rows);
+    const Additions added(w, thread, pairs_of(w, layer) + WQ, 3, x);
     int64_t total = 0;
     for (const Matrix* m : matrices) total += m->num_tiles();
     const Share own(total, thread, w.s.num_threads);
@@ -21,18 +23,19 @@ void project_heads(const Work& w, int thread, const Layer& layer) {
         const int64_t end = own.end - before < m.num_tiles() ? own.end - before : m.num_tiles();
         const int64_t stride = padded(m.rows, TILE);
         multiply(m, begin, end, x, [&](int row, int64_t first, Floats values) {
-            keep(outs[i] + row * stride, m, first, values);
+            keep(outs[i] + row * stride, m, first, added(i, row, first, values));
         });
         before += m.num_tiles();
     }
     w.pool->barrier();
 }
 
-void project_back(const Work& w, int thread, const Matrix& m) {
+void project_back(const Work& w, int thread, const Matrix& m, int64_t pair) {
     const Share own(m.num_tiles(), thread, w.s.num_threads);
     const Rows x = rows_of(w, thread, m.columns, w.s.num_rows);
+    const Additions added(w, thread, pair, 1, x);
     multiply(m, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
-        add(w.s.x + int64_t(row) * w.m.dim, m, first, values);
+        add(w.s.x + int64_t(row) * w.m.dim, m, first, added(0, row, first, values));
     });
     w.pool->barrier();
 }
@@ -40,14 +43,17 @@ void project_back(const Work& w, int thread, const Matrix& m) {
 void gate(const Work& w, int thread, const Layer& layer) {
     const Rows x = rows_of(w, thread, w.m.dim, w.s.num_rows);
     const Share own(layer.w1.num_tiles(), thread, w.s.num_threads);
+    const Additions added(w, thread, pairs_of(w, layer) + W1, 2, x);
     for (int64_t tile = own.begin; tile < own.end; tile += SIDES) {
         const int64_t end = tile + SIDES < own.end ? tile + SIDES : own.end;
         multiply(layer.w1, tile, end, x, [&](int row, int64_t first, Floats values) {
+            values = added(0, row, first, values);
             const Floats silu = values / (1.0f + exponential(-values));
             keep(w.hidden + row * w.wide, layer.w1, first, silu);
         });
         multiply(layer.w3, tile, end, x, [&](int row, int64_t first, Floats values) {
             float* out = w.hidden + row * w.wide;  // its padding is never read
+            values = added(1, row, first, values);
             keep(out, layer.w3, first, load_floats(out + first) * values);
         });
     }
@@ -66,17 +72,19 @@ void run(void* argument, int thread) {
         place_heads(w, thread, i);
         attend(w, thread, i);
         prepare(w, thread, {w.attended, w.wide, m.dim, nullptr, l.wo_order, nullptr}, s.num_rows);
-        project_back(w, thread, l.wo);
+        project_back(w, thread, l.wo, pairs_of(w, l) + WO);
         prepare(w, thread, {s.x, m.dim, m.dim, l.ffn_norm, l.ffn_order, nullptr}, s.num_rows);
         gate(w, thread, l);
         prepare(w, thread, {w.hidden, w.wide, m.ffn_dim, nullptr, l.w2_order, nullptr}, s.num_rows);
-        project_back(w, thread, l.w2);
+        project_back(w, thread, l.w2, pairs_of(w, l) + W2);
     }
     prepare(w, thread, {s.x, m.dim, m.dim, m.norm, nullptr, s.outputs}, s.num_outputs);
     const Share own(m.output.num_tiles(), thread, s.num_threads);
     const Rows x = rows_of(w, thread, m.dim, s.num_outputs);
+    const Additions added(w, thread, m.num_layers * PAIRS_PER_LAYER, 1, x, s.outputs);
     multiply(m.output, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
-        keep(s.logits + int64_t(row) * m.vocab_size, m.output, first, values);
+        float* logits = s.logits + int64_t(row) * m.vocab_size;
+        keep(logits, m.output, first, added(0, row, first, values));
     });
 }
 

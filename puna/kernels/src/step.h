@@ -6,6 +6,10 @@
 
 namespace puna {
 
+struct LowRank;  // lora.h
+
+constexpr int LOW_RANKS = 3;  // matrices that share their input, at most
+
 struct Layer {
     const float* attention_norm;
     const float* ffn_norm;
@@ -37,6 +41,8 @@ struct Step {
     float* x;                  // (rows, dim), the embeddings; changed
     float* logits;             // (outputs, vocab_size)
     uint8_t* workspace;
+    const LowRank* const* adapters;  // (sequences), null without one; null where none has one
+    int64_t rank;                    // the largest of these adapters
 };
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -59,7 +65,7 @@ struct Work {
     const Step& s;
     Pool* pool;
     int64_t wide, head_stride;  // floats of a row of activations, of a head
-    float *normed, *q, *k, *v, *attended, *hidden, *scores;
+    float *normed, *q, *k, *v, *attended, *hidden, *low, *scores;
     Group* groups;
     uint8_t* scratch;  // of each thread: scratch_bytes
     int64_t num_scores, scratch_bytes, bytes;
@@ -76,6 +82,7 @@ struct Work {
         v = space.take<float>(rows * padded(int64_t(m.num_kv_heads) * m.head_dim, TILE));
         attended = space.take<float>(rows * wide);
         hidden = space.take<float>(rows * wide);
+        low = space.take<float>(rows * LOW_RANKS * padded(s.rank, TILE));
         scores = space.take<float>(num_scores * s.num_threads);
         groups = space.take<Group>(rows * wide / GROUP);
         scratch_bytes = panel_bytes(rows);
