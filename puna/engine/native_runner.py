@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels import native
 from puna.kernels.step import PAGE_SIZE, Forward
@@ -44,21 +43,33 @@ class NativeRunner:
                 tensor = tensor.converted(dtype)
             stored = tensor.read()
             if name == "tok_embeddings.weight":
-                self._embeddings, self._embedding_type = stored, STORAGE[tensor.dtype]
+                embeddings = (stored, tensor.dtype, STORAGE[tensor.dtype].block_bytes)
                 if not self.config.tied:
                     continue
                 name = "output.weight"
             tiles[name] = pack(library, tensor.dtype, stored, tensor.shape[1])
         self._forward = Forward(
-            library, self.config, tiles, norms, num_pages=num_pages, num_threads=num_threads
+            library,
+            self.config,
+            tiles,
+            norms,
+            *embeddings,
+            num_pages=num_pages,
+            num_threads=num_threads,
         )
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
         for source, target in batch.copies:
             for pages in (self._forward.keys, self._forward.values):
                 pages[:, target] = pages[:, source]
-        x = self._embedding_type.dequantize(self._embeddings[batch.tokens])
-        return self._forward(
-            np.array(x, np.float32), batch.positions, batch.sequences, batch.tables, batch.outputs
+        return Output(
+            *self._forward(
+                batch.tokens,
+                batch.positions,
+                batch.sequences,
+                batch.tables,
+                batch.outputs,
+                batch.draws or (None,) * len(batch.outputs),
+            )
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.attention import sdpa
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
+from puna.engine.draws import answered
 from puna.heads import next_token_logits
 from puna.model import Llama
 
@@ -27,8 +27,8 @@ class TorchRunner:
         self._values = torch.zeros_like(self._keys)
 
     @torch.inference_mode()
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
         for source, target in batch.copies:
             for pages in (self._keys, self._values):
                 pages[:, target] = pages[:, source]
@@ -39,7 +39,8 @@ class TorchRunner:
         )
         attend = _PagedAttention(self._keys, self._values, batch)
         hidden = self.model(tokens[None], positions[None], attend)
-        return next_token_logits(self.model, hidden[0, outputs]).float().cpu().numpy()
+        logits = next_token_logits(self.model, hidden[0, outputs]).float().cpu()
+        return answered(batch, logits.numpy())
 
 
 class _PagedAttention:

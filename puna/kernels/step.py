@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from puna.kernels.tiles import ROWS, Tiles, huge
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+# Temperature, top-k, top-p, min-p, a random number in [0, 1), how many ids can be chosen.
+DrawFields = tuple[float, int, float, float, float, int]
+_DRAW = struct.Struct("=dqdddq")
+_NO_DRAW = bytes(_DRAW.size)
 
 PAGE_SIZE = ROWS  # positions of a page of keys and values
 
@@ -56,15 +61,20 @@ class _Model(ctypes.Structure):
         ("output", _Matrix),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values")),
         ("num_pages", ctypes.c_int64),
+        ("embeddings", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("row_bytes", "num_blocks")),
+        ("dequantize", ctypes.c_void_p),
     )
 
 
+# Arrays go in as bytes, the cheapest way from numpy to C.
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "table_width")),
-        ("num_threads", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("positions", "sequences", "tables", "outputs")),
-        *((name, ctypes.c_void_p) for name in ("x", "logits", "workspace")),
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "num_draws")),
+        *((name, ctypes.c_int32) for name in ("table_width", "num_threads", "padding")),
+        *((name, ctypes.c_char_p) for name in ("tokens", "positions", "sequences", "tables")),
+        *((name, ctypes.c_char_p) for name in ("outputs", "draws")),
+        *((name, ctypes.c_void_p) for name in ("chosen", "logits", "workspace")),
     )
 
 
@@ -73,7 +83,8 @@ class Forward:
 
     `tiles` and `norms` go by the canonical names; the tiles of a tied head by "output.weight".
     `orders` has, for matrices whose columns are not in order, which input each column is (int32);
-    those of one input (`INPUTS`) have the same. Not for several threads at once.
+    those of one input (`INPUTS`) have the same. `embeddings` are rows as stored (V, row bytes), in
+    blocks of so many bytes of that type. Not for several threads at once.
     """
 
     def __init__(
@@ -82,6 +93,9 @@ class Forward:
         config: ModelConfig,
         tiles: Mapping[str, Tiles],
         norms: Mapping[str, Floats],
+        embeddings: NDArray[np.uint8],
+        embedding_type: str,
+        block_bytes: int,
         *,
         num_pages: int,
         num_threads: int | None = None,
@@ -98,7 +112,8 @@ class Forward:
         self.values = _zeros((*pages, PAGE_SIZE, head_stride))
         cosines, sines = rotary_tables(config)
         orders = orders or {}
-        self._kept: list[Any] = [tiles, norms, cosines, sines, orders]
+        embeddings = np.ascontiguousarray(embeddings)
+        self._kept: list[Any] = [tiles, norms, cosines, sines, orders, embeddings]
         layers = (_Layer * config.num_layers)()
         for i, layer in enumerate(layers):
             for name in _NORMS:
@@ -117,33 +132,52 @@ class Forward:
             _matrix(tiles["output.weight"]),
             *(array.ctypes.data for array in (cosines, sines, self.keys, self.values)),
             num_pages,
+            embeddings.ctypes.data,
+            embeddings.shape[1],
+            embeddings.shape[1] // block_bytes,
+            ctypes.cast(getattr(library, f"puna_dequantize_{embedding_type}"), ctypes.c_void_p),
         )
         self._workspace = huge(0)
 
     def __call__(
-        self, x: Floats, positions: Ints, sequences: Ints, tables: Ints, outputs: Ints
-    ) -> Floats:
-        """Embeddings (R, dim), which it changes, to logits (L, vocabulary) of the rows `outputs`.
+        self,
+        tokens: Ints,
+        positions: Ints,
+        sequences: Ints,
+        tables: Ints,
+        outputs: Ints,
+        draws: Sequence[DrawFields | None],
+    ) -> tuple[Ints, Floats]:
+        """Tokens (L,) drawn after the rows `outputs`, and logits of those that draw none.
 
-        Row r is the token at `positions[r]` of the sequence whose pages are in row `sequences[r]`
-        of `tables` (S, P). Its keys and values are kept there before any row attends.
+        Row r is `tokens[r]`, at `positions[r]` of the sequence whose pages are in row
+        `sequences[r]` of `tables` (S, P). Its keys and values are kept there before any row
+        attends. The token of an output whose place in `draws` (L,) has None is -1, and so is that
+        of one whose highest logit is not finite. Logits are (L - draws, vocabulary).
         """
-        logits = np.empty((len(outputs), self.config.vocab_size), np.float32)
-        arrays = [
-            np.ascontiguousarray(array, np.int32)
-            for array in (positions, sequences, tables, outputs)
-        ]
+        num_draws = len(draws) - draws.count(None)
+        chosen = np.empty(len(outputs), np.int32)
+        logits = np.empty((len(outputs) - num_draws, self.config.vocab_size), np.float32)
+        arrays = (tokens, positions, sequences, tables, outputs)
         step = _Step(
-            *(len(x), len(outputs), tables.shape[1], self.num_threads),
-            *(array.ctypes.data for array in (*arrays, x, logits)),
-            None,
+            *(len(tokens), len(outputs), num_draws, tables.shape[1], self.num_threads, 0),
+            *(np.asarray(array, np.int32).tobytes() for array in arrays),
+            b"".join([_NO_DRAW if draw is None else _DRAW.pack(*draw) for draw in draws]),
+            *(chosen.ctypes.data, logits.ctypes.data, None),
         )
         needed = self._library.puna_workspace_bytes(ctypes.byref(self._model), ctypes.byref(step))
         if needed > self._workspace.size:
             self._workspace = huge(needed)
         step.workspace = self._workspace.ctypes.data
         self._library.puna_step(ctypes.byref(self._model), ctypes.byref(step))
-        return logits
+        return chosen, logits
+
+
+def choose(library: ctypes.CDLL, logits: Floats, draw: DrawFields) -> int:
+    """The token that a step would draw from these logits (V,), -1 where it finds none."""
+    row = np.ascontiguousarray(logits, np.float32)
+    token: int = library.puna_choose(ctypes.c_void_p(row.ctypes.data), _DRAW.pack(*draw))
+    return token
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Floats, Floats]:

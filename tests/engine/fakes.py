@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
+from puna.engine.draws import answered
 from tests.samples import small_config
 
 
@@ -21,7 +22,10 @@ class HashRunner:
         self.num_rows: list[int] = []  # of each step
         self.num_copies = 0
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
+    def step(self, batch: Batch) -> Output:
+        return answered(batch, self.logits(batch))
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
         self.num_rows.append(len(batch.tokens))
         self.num_copies += len(batch.copies)
         for source, target in batch.copies:
