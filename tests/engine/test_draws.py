@@ -182,9 +182,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 def expect_the_same_from_logits(monkeypatch: pytest.MonkeyPatch, draft: str | None) -> None:
     """Alone or together, with few pages so that some wait."""
     prompts = ["Once upon a time there was a dog, a dog, a", "The"]
-    asked = [
-        (prompt, SamplingParams(max_tokens=8, **kind)) for kind in KINDS for prompt in prompts
-    ]
+    asked = [(prompt, SamplingParams(max_tokens=8, **kind)) for kind in KINDS for prompt in prompts]
 
     def texts(**options: Any) -> list[Any]:
         llm = LLM("cria", kv_tokens=96, draft=draft, num_threads=1, **options)

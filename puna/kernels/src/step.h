@@ -93,7 +93,6 @@ struct Work {
         drawn = space.take<float>(int64_t(s.num_draws) * m.vocab_size);
         scratch_bytes = panel_bytes(rows);
         if (s.num_draws) scratch_bytes = std::max(scratch_bytes, choose_bytes(m.vocab_size));
-        scratch_bytes = padded(scratch_bytes, 64);
         scratch = space.take<uint8_t>(scratch_bytes * s.num_threads);
         bytes = space.used;
     }
