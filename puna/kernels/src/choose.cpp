@@ -7,14 +7,15 @@
 #include <memory>
 
 #include "abi.h"
-#include "vectors.h"
+#include "registers.h"
 
 namespace puna {
 namespace {
 
-typedef double Doubles __attribute__((vector_size(64)));
-typedef int64_t Longs __attribute__((vector_size(64)));
-constexpr int64_t LANES = 8, BLOCK = 16;
+typedef double Doubles __attribute__((vector_size(WIDTH * 4)));
+typedef int64_t Longs __attribute__((vector_size(WIDTH * 4)));
+constexpr int64_t LANES = WIDTH / 2;
+constexpr int64_t BLOCK = 16;  // logits of which the highest is found first
 
 // e to the x, for x up to 0, within 3e-16 of it. Without fma: the same on any processor.
 Doubles exponential(Doubles x) {
@@ -36,23 +37,26 @@ Doubles exponential(Doubles x) {
 
 // The highest of the logits; NaN if one is.
 float highest(const float* logits, int64_t size) {
-    Floats most = splat(-std::numeric_limits<float>::infinity());
-    Ints nan = {};
+    Lanes most = fill(-std::numeric_limits<float>::infinity());
+    IntLanes nan = {};
     int64_t i = 0;
-    for (; i + TILE <= size; i += TILE) {
-        const Floats v = load_floats(logits + i);
-        most = maximum(v, most);
+    for (; i + WIDTH <= size; i += WIDTH) {
+        const Lanes v = load(logits + i);
+        most = larger(v, most);
         nan |= v != v;
     }
-    float found = largest_of(most);
-    for (; i < size; i++) {
-        found = std::max(found, logits[i]);
-        nan[0] |= logits[i] != logits[i];
+    float found = -std::numeric_limits<float>::infinity();
+    bool is_nan = false;
+    const auto take = [&](float value) {
+        found = std::max(found, value);
+        is_nan |= value != value;
+    };
+    for (; i < size; i++) take(logits[i]);
+    for (int lane = 0; lane < WIDTH; lane++) {
+        take(most[lane]);
+        is_nan |= nan[lane] != 0;
     }
-    for (int lane = 0; lane < TILE; lane++) {
-        if (nan[lane]) return std::numeric_limits<float>::quiet_NaN();
-    }
-    return found;
+    return is_nan ? std::numeric_limits<float>::quiet_NaN() : found;
 }
 
 // By weight: a power of 2 has 32 buckets, and what is below 2 ** -64 is all in the last.
@@ -133,7 +137,7 @@ struct Candidates {
     double total() const {
         Doubles sums = {};
         int64_t i = 0;
-        for (; i + LANES <= count; i += LANES) sums += load_as<Doubles>(values + i);
+        for (; i + LANES <= count; i += LANES) sums += bits_at<Doubles>(values + i);
         for (; i < count; i++) sums[0] += values[i];
         double sum = 0;
         for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
@@ -143,13 +147,13 @@ struct Candidates {
 
 // A logit that at least `number` reach: that many blocks have one.
 float bound_of_highest(const float* logits, int64_t size, int64_t number, float* most) {
-    const int64_t blocks = size / (BLOCK * TILE) * TILE;  // of every sixteenth of 256 neighbours
+    const int64_t blocks = size / (BLOCK * WIDTH) * WIDTH;
     if (number > blocks) return -std::numeric_limits<float>::infinity();
-    for (int64_t i = 0; i < blocks; i += TILE) {
+    for (int64_t i = 0; i < blocks; i += WIDTH) {
         const float* at = logits + i * BLOCK;
-        Floats found = load_floats(at);
-        for (int j = 1; j < BLOCK; j++) found = maximum(load_floats(at + j * TILE), found);
-        store_floats(most + i, found);
+        Lanes found = load(at);
+        for (int j = 1; j < BLOCK; j++) found = larger(load(at + j * WIDTH), found);
+        store(most + i, found);
     }
     std::nth_element(most, most + number - 1, most + blocks, std::greater<float>());
     return most[number - 1];
@@ -194,7 +198,7 @@ int32_t choose(const float* logits, const Draw& draw, uint8_t* scratch) {
     if (cuts) c.keep_highest(draw.top_k);
 
     for (int64_t i = 0; i < c.count; i += LANES) {
-        const Doubles x = load_as<Doubles>(c.values + i);
+        const Doubles x = bits_at<Doubles>(c.values + i);
         const Doubles weights = exponential((x - double(peak)) / draw.temperature);
         std::memcpy(c.values + i, &weights, sizeof weights);
     }
