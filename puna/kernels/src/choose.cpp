@@ -117,7 +117,7 @@ struct Candidates {
             number += bucket(values[i]) == around;
         }
         if (number == 0) return;  // rounded, all together are less
-        int64_t begin = 0, end = number;  // its place is between; `before` is what those before weigh
+        int64_t begin = 0, end = number;  // its place is between; `before` is summed up before it
         while (begin < end) {
             const int64_t middle = begin + (end - begin) / 2;
             std::nth_element(entries + begin, entries + middle, entries + end);
@@ -182,7 +182,7 @@ int32_t choose(const float* logits, const Draw& draw, uint8_t* scratch) {
     if (!std::isfinite(peak)) return -1;
     if (draw.temperature == 0) return int32_t(std::find(logits, logits + size, peak) - logits);
 
-    // What is lighter than min-p, or than any weight, is not looked at; -1 leaves room for rounding.
+    // What is lighter than min-p, or than any weight, is not looked at; -1 is for rounding.
     Candidates c = candidates(size, scratch);
     const double least = std::max(draw.min_p, std::numeric_limits<double>::denorm_min());
     double bound = peak + draw.temperature * (std::log(least) - 1);
