@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,28 @@ from numpy.typing import NDArray
 from puna.config import ModelConfig
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
+
+NO_TOKEN = -1  # where there is none
+
+
+class Draw(NamedTuple):
+    """How a step chooses a token by itself; the parameters are those of `SamplingParams`.
+
+    `uniform` is the random number, in [0, 1). Only ids below `vocab_size` can be chosen: the rows
+    of a padded embedding after these stand for nothing.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+    vocab_size: int
+
+
+def greedy(vocab_size: int) -> Draw:
+    """Takes the likeliest token."""
+    return Draw(0.0, 0, 1.0, 0.0, 0.0, vocab_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +48,36 @@ class Batch:
     positions: NDArray[np.int32]  # (R,)
     sequences: NDArray[np.int32]  # (R,) which row of `tables` a token belongs to
     tables: NDArray[np.int32]  # (S, P) pages of each sequence, in order, padded with 0
-    outputs: NDArray[np.int32]  # (L,) rows whose logits are wanted
+    outputs: NDArray[np.int32]  # (L,) rows after which a token is wanted
     copies: tuple[tuple[int, int], ...] = ()  # pages (from, to) to copy before the step
     # (S,) the slot of each sequence's adapter, -1 for none; None where no sequence has one.
     adapters: NDArray[np.int32] | None = None
+    # Of each output, how its token is drawn, None where its logits are wanted; () for all logits.
+    draws: tuple[Draw | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a step gives: tokens of the outputs with a draw, logits of those without.
+
+    A token is NO_TOKEN where the output has no draw, or the highest logit was not finite.
+    """
+
+    tokens: NDArray[np.int32]  # (L,)
+    logits: NDArray[np.float32]  # (L', V) of the L' outputs without a draw, in their order
+
+    def answers(self, batch: Batch, vocab_size: int) -> list[Answer]:
+        """What there is for each output of the batch; logits of the first `vocab_size` tokens."""
+        rows = iter(self.logits[:, :vocab_size])
+        if not batch.draws:
+            return list(rows)
+        return [
+            next(rows) if draw is None else token
+            for draw, token in zip(batch.draws, self.tokens.tolist(), strict=True)
+        ]
+
+
+Answer = int | NDArray[np.float32]  # a drawn token, or the logits (V,) to choose one from
 
 
 class Runner(Protocol):
@@ -42,8 +90,8 @@ class Runner(Protocol):
     page_size: int
     num_pages: int
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
         ...
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from puna.engine.batch import Batch, Runner
+from puna.engine.batch import Batch, Runner, greedy
 from puna.engine.memory import kv_bytes
 from puna.formats.checkpoint import Checkpoint
 
@@ -101,16 +101,16 @@ def _seconds(runner: Runner, batch: int, begin: int, length: int, steps: int) ->
     started = time.perf_counter()
     for step in range(steps):
         first = begin + step * length
-        logits = runner.step(
+        runner.step(
             Batch(
                 tokens=tokens.astype(np.int32),
                 positions=np.tile(np.arange(first, first + length, dtype=np.int32), batch),
                 sequences=np.repeat(np.arange(batch, dtype=np.int32), length),
                 tables=tables,
                 outputs=np.arange(length - 1, batch * length, length, dtype=np.int32),
+                draws=(greedy(runner.config.vocab_size),) * batch,
             )
         )
-        logits.argmax(axis=1)
     return time.perf_counter() - started
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.adapters import Adapters
-from puna.engine.batch import Runner, check_update
+from puna.engine.batch import Answer, Runner, check_update
+from puna.engine.draws import draws_of, token_of
 from puna.engine.output import Delta, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
-from puna.engine.sampling import TokenLogprobs, choose, fresh_seed, logprobs_of
+from puna.engine.sampling import TokenLogprobs, fresh_seed, logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
 from puna.engine.speculate import Drafter
@@ -133,6 +134,7 @@ class Engine:
             origin=self._origin(adapter),
             adapter=self._adapters.find(adapter).index,
             wants_prompt=params.prompt_logprobs is not None,
+            draw=draws_of(params, request.seed, 0, self.tokenizer.vocab_size),
         )
         if sequence.wants_prompt:
             request.prompt_logprobs = [None] * len(ids)
@@ -245,15 +247,16 @@ class Engine:
         plan = self.scheduler.plan()
         if plan is None:
             return []
-        logits = self.runner.step(plan.batch)[:, : self.tokenizer.vocab_size]
-        changed, row = {}, 0
+        output = self.runner.step(plan.batch)
+        answers, place = output.answers(plan.batch, self.tokenizer.vocab_size), 0
+        changed = {}
         for part in plan.parts:
-            rows, row = logits[row : row + part.num_outputs], row + part.num_outputs
+            own, place = answers[place : place + part.num_outputs], place + part.num_outputs
             request = self._requests.get(part.sequence.order[0])
             if request is None:  # another of its outputs failed in this step
                 continue
             try:
-                self._advance(request, part, rows)
+                self._advance(request, part, own)
             except ValueError as error:
                 self.cancel(request)
                 request.error = error
@@ -280,21 +283,23 @@ class Engine:
         if self._drafter is not None:
             self._drafter.forget(sequence)
 
-    def _advance(self, request: Request, part: Part, logits_LV: NDArray[np.float32]) -> None:
-        """Does what the logits of a part say."""
+    def _advance(self, request: Request, part: Part, answers: list[Answer]) -> None:
+        """Does what the step found for a part."""
         sequence = part.sequence
         if sequence.wants_prompt and part.begin < sequence.prompt_length:
-            _report_prompt(request, part, logits_LV)
+            _report_prompt(request, part, answers)
         if part.end < len(sequence.ids):
             self.scheduler.advance(part)
             return
         is_first = len(sequence.ids) == sequence.prompt_length
-        followers = logits_LV[-(part.end - len(sequence.ids) + 1) :]
+        followers = answers[-(part.end - len(sequence.ids) + 1) :]
         self._extend(request, sequence, followers)
         self.scheduler.advance(part)
         if is_first and sequence.order[1] == 0:
             for index in range(1, len(request.writers)):
                 other = self.scheduler.fork(sequence, index)
+                vocab_size = self.tokenizer.vocab_size
+                other.draw = draws_of(request.params, request.seed, index, vocab_size)
                 request.live.append(other)
                 if other in self.scheduler.running:
                     self._extend(request, other, followers)
@@ -303,13 +308,13 @@ class Engine:
                 request.live.remove(live)
                 self._end(live)
 
-    def _extend(self, request: Request, sequence: Sequence, logits_LV: NDArray[np.float32]) -> None:
-        """Adds the tokens that a sequence's last rows say, as far as its proposals hold."""
+    def _extend(self, request: Request, sequence: Sequence, answers: list[Answer]) -> None:
+        """Adds the tokens that a step found for a sequence, as far as its proposals hold."""
         params, index = request.params, sequence.order[1]
         writer, structure = request.writers[index], request.structures[index]
-        for row, proposal in zip(logits_LV, [*sequence.proposals, None], strict=False):
-            token = choose(
-                row if structure is None else structure.masked(row),
+        for answer, proposal in zip(answers, [*sequence.proposals, None], strict=False):
+            token = token_of(
+                answer if structure is None else structure.masked(_logits(answer)),
                 params,
                 request.prompt_token_ids,
                 writer.completion.token_ids,
@@ -318,7 +323,7 @@ class Engine:
             )
             logprobs = None
             if writer.wants_logprobs:
-                logprobs = logprobs_of(row, token, params.logprobs or 0)
+                logprobs = logprobs_of(_logits(answer), token, params.logprobs or 0)
             if structure is not None:
                 structure.push(token)
             sequence.ids.append(token)
@@ -329,10 +334,16 @@ class Engine:
                 return
 
 
-def _report_prompt(request: Request, part: Part, logits_LV: NDArray[np.float32]) -> None:
+def _report_prompt(request: Request, part: Part, answers: list[Answer]) -> None:
     assert request.prompt_logprobs is not None
     num = request.params.prompt_logprobs or 0
-    for position, row in enumerate(logits_LV, start=part.begin + 1):
+    for position, answer in enumerate(answers, start=part.begin + 1):
         if position < part.sequence.prompt_length:
             token = request.prompt_token_ids[position]
-            request.prompt_logprobs[position] = logprobs_of(row, token, num)
+            request.prompt_logprobs[position] = logprobs_of(_logits(answer), token, num)
+
+
+def _logits(answer: Answer) -> NDArray[np.float32]:
+    """The logits of an output that has no draw (`draws_of`)."""
+    assert not isinstance(answer, int)
+    return answer

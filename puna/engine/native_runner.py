@@ -7,15 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
 from puna.engine.tile_cache import TileCache
-from puna.engine.weights import EMBEDDINGS, HEAD, load_weights, packed
+from puna.engine.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, packed
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels import native
 from puna.kernels.lora import LowRanks
 from puna.kernels.step import PAGE_SIZE, Forward
-from puna.quantize.storage import STORAGE
 
 
 class NativeRunner:
@@ -45,28 +44,37 @@ class NativeRunner:
         self._adapters: dict[int, LowRanks] = {}
         self._embedding_pairs: dict[int, Pair] = {}
         weights = load_weights(library, checkpoint, dtype, cache)
-        self._embeddings, self._embedding_type = weights.embeddings, weights.embedding_type
         self._forward = Forward(
             library,
             self.config,
             weights.tiles,
             weights.norms,
+            weights.embeddings,
             num_pages=num_pages,
             num_threads=num_threads,
         )
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
         for source, target in batch.copies:
             for pages in (self._forward.keys, self._forward.values):
                 pages[:, target] = pages[:, source]
-        x = np.array(self._embedding_type.dequantize(self._embeddings[batch.tokens]), np.float32)
         adapters: list[LowRanks | None] = []
+        added = None
         if batch.adapters is not None:
-            self._adapt_embeddings(x, batch)
             adapters = [self._adapters[n] if n >= 0 else None for n in batch.adapters.tolist()]
-        return self._forward(
-            x, batch.positions, batch.sequences, batch.tables, batch.outputs, adapters
+            added = self._embedding_changes(batch)
+        return Output(
+            *self._forward(
+                batch.tokens,
+                batch.positions,
+                batch.sequences,
+                batch.tables,
+                batch.outputs,
+                batch.draws or (None,) * len(batch.outputs),
+                adapters,
+                added,
+            )
         )
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
@@ -84,19 +92,22 @@ class NativeRunner:
         """See `Runner`. Weights are held as they are given, or in the runner's `dtype`."""
         for name, tensor in weights.items():
             if name == EMBEDDINGS:
-                stored = tensor if self._dtype is None else tensor.converted(self._dtype)
-                self._embeddings, self._embedding_type = stored.read(), STORAGE[stored.dtype]
+                self._forward.look_up(embeddings_of(tensor, self._dtype))
                 if not self.config.tied:
                     continue
                 name = HEAD
             self._forward.replace(name, packed(self._library, tensor, self._dtype))
 
-    def _adapt_embeddings(self, x: NDArray[np.float32], batch: Batch) -> None:
-        """Adds what adapters change of the embeddings; term by term, whatever else is there."""
+    def _embedding_changes(self, batch: Batch) -> NDArray[np.float32] | None:
+        """What adapters add to the embeddings (R, D); term by term, whatever else is there."""
         assert batch.adapters is not None
         slots = batch.adapters[batch.sequences]
+        if not np.isin(slots, list(self._embedding_pairs)).any():
+            return None
+        added = np.zeros((len(slots), self.config.dim), np.float32)
         for slot, (a, b) in self._embedding_pairs.items():
             rows = np.flatnonzero(slots == slot)
             factors = b[batch.tokens[rows]]
             for k, direction in enumerate(a):
-                x[rows] += factors[:, k, None] * direction
+                added[rows] += factors[:, k, None] * direction
+        return added

@@ -5,14 +5,31 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.engine.batch import Draw
 from puna.engine.params import SamplingParams
+
+NO_CHOICE = "no token can be chosen: the highest logit is not finite"
 
 Logits = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.integer]
+
+
+class Cuts(Protocol):
+    """What `SamplingParams` and `Draw` both say of the distribution to draw from."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
 
 
 def adjusted(
@@ -62,36 +79,38 @@ def probabilities(logits_V: Logits, params: SamplingParams) -> NDArray[np.float6
 
     Of equals the lower id is kept. Raises ValueError where the highest logit is not finite.
     """
-    ids, weights = _kept(logits_V, params)
+    ids, weights = _kept(logits_V, params, params.typical_p)
     p = np.zeros(len(logits_V))
     p[ids] = weights / weights.sum()
     return p
 
 
-def _kept(logits_V: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _kept(
+    logits_V: Logits, cuts: Cuts, typical_p: float = 1.0
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Ids that can be chosen, ascending, and their unnormalized probabilities, none of them 0."""
     peak = logits_V.max()
     if not np.isfinite(peak):
-        raise ValueError(f"no token can be chosen: the highest logit is {peak}")
-    if params.temperature == 0:
+        raise ValueError(NO_CHOICE)
+    if cuts.temperature == 0:
         return np.array([logits_V.argmax()]), np.ones(1)
-    ids = _highest(logits_V, params.top_k or len(logits_V))
+    ids = _highest(logits_V, cuts.top_k or len(logits_V))
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, which is probability 0
-        w = np.exp((logits_V[ids].astype(np.float64) - peak) / params.temperature)
+        w = np.exp((logits_V[ids].astype(np.float64) - peak) / cuts.temperature)
     # The likeliest has weight 1: min-p needs no division.
-    ids, w = _only(np.flatnonzero((w > 0) & (w >= params.min_p)), ids, w)
-    if params.typical_p < 1:
+    ids, w = _only(np.flatnonzero((w > 0) & (w >= cuts.min_p)), ids, w)
+    if typical_p < 1:
         total = w.sum()
         information = -np.log(w / total)
         order = np.argsort(np.abs(information - information @ w / total), kind="stable")
-        count = _reaching(w[order], params.typical_p * total)
+        count = _reaching(w[order], typical_p * total)
         ids, w = _only(np.sort(order[:count]), ids, w)
-    if params.top_p < 1:
+    if cuts.top_p < 1:
         total = w.sum()
         # All that are lighter than (1 - p) / len(w) weigh less than 1 - p together, so the rest
         # reach the mass. Half of that leaves room for rounding.
-        ids, w = _only(np.flatnonzero(w >= 0.5 * (1 - params.top_p) * total / len(w)), ids, w)
-        count = _reaching(np.sort(w)[::-1], params.top_p * total)
+        ids, w = _only(np.flatnonzero(w >= 0.5 * (1 - cuts.top_p) * total / len(w)), ids, w)
+        count = _reaching(np.sort(w)[::-1], cuts.top_p * total)
         ids, w = _only(_highest(w, count), ids, w)
     return ids, w
 
@@ -129,8 +148,15 @@ def uniform(seed: int, sample: int, index: int) -> float:
     A function of its arguments alone (Philox 4x64, Salmon et al. 2011, keyed by the seed), so that
     a result depends neither on what else is in the batch nor on being interrupted.
     """
+    return float(uniforms(seed, sample, index, 1)[0])
+
+
+def uniforms(seed: int, sample: int, index: int, count: int) -> NDArray[np.float64]:
+    """`uniform` of so many tokens from number `index` on, which are cheaper together."""
     counter = np.array([index, sample, 0, 0], np.uint64)
-    return (np.random.Philox(key=seed, counter=counter).random_raw() >> 11) * 2.0**-53
+    # Each count gives four words, of which the first is used.
+    words = np.random.Philox(key=seed, counter=counter).random_raw(4 * count)[::4]
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def choose(
@@ -147,14 +173,24 @@ def choose(
     `seed` stands for `params.seed`, which may be None: draw `fresh_seed` once a request. Raises
     ValueError as `adjusted` and `probabilities` do.
     """
-    ids, weights = _kept(adjusted(logits_V, params, prompt_ids, output_ids), params)
+    ids, weights = _kept(
+        adjusted(logits_V, params, prompt_ids, output_ids), params, params.typical_p
+    )
     if len(ids) == 1:
         return int(ids[0])
+    return _drawn(ids, weights, uniform(seed, sample, len(output_ids)))
+
+
+def drawn(logits_V: Logits, draw: Draw) -> int:
+    """The token that a draw chooses from its logits. Raises ValueError as `choose` does."""
+    return _drawn(*_kept(logits_V, draw), draw.uniform)
+
+
+def _drawn(ids: NDArray[np.intp], weights: NDArray[np.float64], uniform: float) -> int:
     mass = np.cumsum(weights)
     # A float below 1 times the total rounds to less than the total, so the place exists; being the
     # first above the draw, it has weight.
-    draw = uniform(seed, sample, len(output_ids)) * mass[-1]
-    return int(ids[np.searchsorted(mass, draw, side="right")])
+    return int(ids[np.searchsorted(mass, uniform * mass[-1], side="right")])
 
 
 @dataclass(frozen=True, slots=True)

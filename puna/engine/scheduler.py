@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Draw
 from puna.engine.pages import Pages
 from puna.engine.sequence import Part, Sequence
 
@@ -86,21 +86,19 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, None where there is nothing to do."""
-        self._admit()
-        # Sequences -> rows, in order of arrival; a victim of a later one drops out again.
-        wanted = self._rows()
-        chosen: dict[Sequence, int] = {}
-        copies: dict[Sequence, list[tuple[int, int]]] = {}
-        for sequence, count in wanted.items():
-            if sequence in self.running:
-                copied = self._reserve(sequence, sequence.length + count)
-                if copied is not None:
-                    chosen[sequence], copies[sequence] = count, copied
-        parts = [self._part(s, count) for s, count in chosen.items() if s in self.running]
-        if not parts:
-            return None
-        moved = [copy for part in parts for copy in copies[part.sequence]]
-        return Plan(_batch(parts, moved), tuple(parts))
+        if self.waiting:
+            self._admit()
+        parts: list[Part] = []
+        copies: list[tuple[int, int]] = []
+        for sequence, count in self._rows().items():
+            if sequence.order > self.running[-1].order:  # it gave back its pages, as all after it
+                break
+            copied = self._reserve(sequence, sequence.length + count)
+            if copied is None:
+                break
+            parts.append(self._part(sequence, count))
+            copies += copied
+        return Plan(_batch(parts, copies), tuple(parts)) if parts else None
 
     def advance(self, part: Part) -> None:
         """A part has been run, and what follows was added to its sequence's ids.
@@ -152,6 +150,8 @@ class Scheduler:
             rows[sequence] += extra
             left -= extra
         prompts = sorted((s for s in self.running if s.remaining > 1), key=lambda s: s.remaining)
+        if not prompts:
+            return rows
         for number, sequence in enumerate(prompts):
             count = min(sequence.remaining, -(-left // (len(prompts) - number)))
             left -= count
@@ -205,22 +205,28 @@ def _order(sequence: Sequence) -> tuple[int, int]:
 
 
 def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
-    counts = [part.end - part.begin for part in parts]
     width = max(len(part.sequence.pages) for part in parts)
     tables = np.zeros((len(parts), width), np.int32)
-    for row, part in zip(tables, parts, strict=True):
-        row[: len(part.sequence.pages)] = part.sequence.pages
     adapters = np.array([part.sequence.adapter for part in parts], np.int32)
-    ends = np.cumsum(counts)
-    outputs = [
-        np.arange(end - part.num_outputs, end) for part, end in zip(parts, ends, strict=True)
-    ]
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    outputs: list[int] = []
+    draws: list[Draw | None] = []
+    for number, part in enumerate(parts):
+        tables[number, : len(part.sequence.pages)] = part.sequence.pages
+        tokens += part.tokens
+        positions += range(part.begin, part.end)
+        sequences += [number] * (part.end - part.begin)
+        outputs += range(len(tokens) - part.num_outputs, len(tokens))
+        draws += part.draws
     return Batch(
-        tokens=np.concatenate([np.array(part.tokens, np.int32) for part in parts]),
-        positions=np.concatenate([np.arange(p.begin, p.end, dtype=np.int32) for p in parts]),
-        sequences=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        tokens=np.array(tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        sequences=np.array(sequences, np.int32),
         tables=tables,
-        outputs=np.concatenate(outputs).astype(np.int32),
+        outputs=np.array(outputs, np.int32),
         copies=tuple(copies),
         adapters=adapters if (adapters >= 0).any() else None,
+        draws=tuple(draws),
     )

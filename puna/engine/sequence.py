@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
+from puna.engine.batch import Draw
 from puna.engine.pages import chain
 
 
@@ -23,6 +25,8 @@ class Sequence:
     adapter: int = -1  # its slot in the runner, -1 for none
     # All rows of the prompt are wanted, not just what follows it, so none may be skipped.
     wants_prompt: bool = False
+    # How the token of a number in the output is drawn inside a step, where it is.
+    draw: Callable[[int], Draw | None] | None = None
     pages: list[int] = field(default_factory=list)
     length: int = 0  # positions whose keys and values are in `pages`
     proposals: list[int] = field(default_factory=list)  # guesses at what follows `ids`
@@ -64,7 +68,7 @@ class Sequence:
 class Part:
     """Rows of one sequence in a step: its tokens from `begin` to `end`, proposals included.
 
-    The logits of the last `num_outputs` of them are wanted.
+    What follows the last `num_outputs` of them is wanted.
     """
 
     sequence: Sequence
@@ -77,3 +81,12 @@ class Part:
         sequence = self.sequence
         known = sequence.ids[self.begin : self.end]
         return known + sequence.proposals[: self.end - self.begin - len(known)]
+
+    @property
+    def draws(self) -> list[Draw | None]:
+        """Of each output, how its token is drawn; None where its logits are wanted."""
+        draw = self.sequence.draw
+        if draw is None:
+            return [None] * self.num_outputs
+        first = self.end - self.num_outputs + 1 - self.sequence.prompt_length
+        return [draw(first + i) for i in range(self.num_outputs)]

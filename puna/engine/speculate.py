@@ -8,12 +8,13 @@ a guess that follows another distribution only holds less often.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from itertools import islice
 from typing import Protocol
 
 from puna.engine.batch import Runner
+from puna.engine.draws import token_of
 from puna.engine.pages import Pages
 from puna.engine.params import SamplingParams
-from puna.engine.sampling import choose
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Sequence
 
@@ -106,14 +107,15 @@ class DraftModel:
             plan = self._scheduler.plan()
             if plan is None:
                 break
-            logits, row = self._runner.step(plan.batch), 0
+            output = self._runner.step(plan.batch)
+            answers = iter(output.answers(plan.batch, self._vocab_size))
             for part in plan.parts:
                 twin = part.sequence
-                if part.num_outputs:
+                for answer in islice(answers, part.num_outputs):
                     sequence, asked, room = going[twin]
                     if len(sequence.proposals) < room:
-                        token = choose(
-                            logits[row, : self._vocab_size],
+                        token = token_of(
+                            answer,
                             asked.params,
                             twin.ids[: twin.prompt_length],
                             twin.ids[twin.prompt_length :],
@@ -122,7 +124,6 @@ class DraftModel:
                         )
                         twin.ids.append(token)
                         sequence.proposals.append(token)
-                    row += part.num_outputs
                 self._scheduler.advance(part)
 
     def forget(self, sequence: Sequence) -> None:
@@ -139,7 +140,9 @@ class DraftModel:
         sequence.proposals = []
         twin = self._twins.get(sequence)
         if twin is None:
-            twin = Sequence(sequence.order, list(sequence.ids), sequence.prompt_length)
+            twin = Sequence(
+                sequence.order, list(sequence.ids), sequence.prompt_length, draw=sequence.draw
+            )
             self._twins[sequence] = twin
             self._scheduler.add(twin)
         else:

@@ -24,6 +24,8 @@ class StopStrings:
 
         Nothing comes after one: `stop` then says which.
         """
+        if not self._stops:
+            return text
         self._held += text
         found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:

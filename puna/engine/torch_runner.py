@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.attention import sdpa
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
+from puna.engine.draws import answered
 from puna.engine.torch_adapters import TorchAdapters
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
@@ -34,8 +34,8 @@ class TorchRunner:
         self._adapters = TorchAdapters(model)
 
     @torch.inference_mode()
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
         for source, target in batch.copies:
             for pages in (self._keys, self._values):
                 pages[:, target] = pages[:, source]
@@ -47,8 +47,8 @@ class TorchRunner:
         attend = _PagedAttention(self._keys, self._values, batch)
         with self._adapters.applied(batch):
             hidden = self.model(tokens[None], positions[None], attend)
-            logits = next_token_logits(self.model, hidden[0, outputs])
-        return logits.float().cpu().numpy()
+            logits = next_token_logits(self.model, hidden[0, outputs]).float().cpu()
+        return answered(batch, logits.numpy())
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
         """See `Runner`."""

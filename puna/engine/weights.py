@@ -14,10 +14,10 @@ import numpy as np
 
 from puna.engine.tile_cache import TileCache
 from puna.formats.checkpoint import Checkpoint, LazyTensor
-from puna.kernels.step import physical_cores
+from puna.kernels.step import Embeddings, physical_cores
 from puna.kernels.tiles import Array, Tiles, huge, kind_of, pack, packed_bytes
 from puna.quantize.block_type import Floats
-from puna.quantize.storage import STORAGE, StorageType
+from puna.quantize.storage import STORAGE
 
 _ALIGNMENT = 4096
 EMBEDDINGS, HEAD = "tok_embeddings.weight", "output.weight"
@@ -41,14 +41,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`tiles` and `norms` by the canonical names, those of a tied head as "output.weight";
-    `embeddings` (vocabulary, row bytes) as stored.
-    """
+    """`tiles` and `norms` by the canonical names, those of a tied head as "output.weight"."""
 
     tiles: dict[str, Tiles]
     norms: dict[str, Floats]
-    embeddings: Array
-    embedding_type: StorageType
+    embeddings: Embeddings
 
 
 def load_weights(
@@ -90,8 +87,8 @@ def load_weights(
         if len(tensor.shape) == 1
     }
     first = parts[0]
-    embeddings = data[first.begin : first.end].reshape(first.rows, -1)
-    return Weights(tiles, norms, embeddings, STORAGE[first.dtype])
+    rows = data[first.begin : first.end].reshape(first.rows, -1)
+    return Weights(tiles, norms, _embeddings(rows, first.dtype))
 
 
 def packed(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles | Floats:
@@ -101,6 +98,17 @@ def packed(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles
     if dtype is not None:
         tensor = tensor.converted(dtype)
     return pack(library, tensor.dtype, tensor.read(), tensor.shape[1])
+
+
+def embeddings_of(tensor: LazyTensor, dtype: str | None) -> Embeddings:
+    """Rows to look up, in memory of their own, converted to `dtype` first (None: as they are)."""
+    if dtype is not None:
+        tensor = tensor.converted(dtype)
+    return _embeddings(tensor.read(), tensor.dtype)
+
+
+def _embeddings(rows: Array, dtype: str) -> Embeddings:
+    return Embeddings(rows, dtype, STORAGE[dtype].block_bytes)
 
 
 def _plan(library: ctypes.CDLL, tensors: dict[str, LazyTensor], tied: bool) -> list[Part]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from puna.kernels.tiles import ROWS, Matrix, Tiles, as_matrix, huge
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+# Temperature, top-k, top-p, min-p, a random number in [0, 1), how many ids can be chosen.
+DrawFields = tuple[float, int, float, float, float, int]
+_DRAW = struct.Struct("=dqdddq")
+_NO_DRAW = bytes(_DRAW.size)
 
 PAGE_SIZE = ROWS  # positions of a page of keys and values
 
@@ -50,17 +55,31 @@ class _Model(ctypes.Structure):
         ("output", Matrix),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values")),
         ("num_pages", ctypes.c_int64),
+        ("embeddings", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("row_bytes", "num_blocks")),
+        ("dequantize", ctypes.c_void_p),
     )
 
 
+# Arrays go in as bytes, the cheapest way from numpy to C.
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "table_width")),
-        ("num_threads", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("positions", "sequences", "tables", "outputs")),
-        *((name, ctypes.c_void_p) for name in ("x", "logits", "workspace", "adapters")),
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "num_draws")),
+        *((name, ctypes.c_int32) for name in ("table_width", "num_threads", "padding")),
+        *((name, ctypes.c_char_p) for name in ("tokens", "positions", "sequences", "tables")),
+        *((name, ctypes.c_char_p) for name in ("outputs", "draws")),
+        *((name, ctypes.c_void_p) for name in ("chosen", "logits", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("adapters", "added")),
         ("rank", ctypes.c_int64),
     )
+
+
+class Embeddings(NamedTuple):
+    """Rows (V, row bytes) as the storage type `dtype` has them, in blocks of so many bytes."""
+
+    rows: NDArray[np.uint8]
+    dtype: str
+    block_bytes: int
 
 
 class Forward:
@@ -77,6 +96,7 @@ class Forward:
         config: ModelConfig,
         tiles: Mapping[str, Tiles],
         norms: Mapping[str, Floats],
+        embeddings: Embeddings,
         *,
         num_pages: int,
         num_threads: int | None = None,
@@ -107,6 +127,7 @@ class Forward:
             *(array.ctypes.data for array in (cosines, sines, self.keys, self.values)),
             num_pages,
         )
+        self.look_up(embeddings)
         for name in {*config.tensor_shapes(), "output.weight"} - {"tok_embeddings.weight"}:
             self._set(name, tiles[name] if name in tiles else norms[name])
         self._workspace = huge(0)
@@ -120,6 +141,16 @@ class Forward:
             raise ValueError(f"{name} was quantized in order of activation and cannot be updated")
         self._set(name, weight)
 
+    def look_up(self, embeddings: Embeddings) -> None:
+        """Has tokens embedded by these rows from now on."""
+        rows = np.ascontiguousarray(embeddings.rows)
+        dequantize = getattr(self._library, f"puna_dequantize_{embeddings.dtype}")
+        model = self._model
+        model.embeddings, model.row_bytes = rows.ctypes.data, rows.shape[1]
+        model.num_blocks = rows.shape[1] // embeddings.block_bytes
+        model.dequantize = ctypes.cast(dequantize, ctypes.c_void_p)
+        self._kept["embeddings"] = rows
+
     def low_ranks(self, pairs: Mapping[str, tuple[Floats, Floats]]) -> LowRanks:
         """An adapter for the steps of this model; see `LowRanks`."""
         return LowRanks(self._library, self.config.num_layers, pairs, self._orders)
@@ -132,30 +163,36 @@ class Forward:
 
     def __call__(
         self,
-        x: Floats,
+        tokens: Ints,
         positions: Ints,
         sequences: Ints,
         tables: Ints,
         outputs: Ints,
+        draws: Sequence[DrawFields | None],
         adapters: Sequence[LowRanks | None] = (),
-    ) -> Floats:
-        """Embeddings (R, dim), which it changes, to logits (L, vocabulary) of the rows `outputs`.
+        added: Floats | None = None,
+    ) -> tuple[Ints, Floats]:
+        """Tokens (L,) drawn after the rows `outputs`, and logits of those that draw none.
 
-        Row r is the token at `positions[r]` of the sequence whose pages are in row `sequences[r]`
-        of `tables` (S, P). Its keys and values are kept there before any row attends. `adapters`
-        has that of each sequence (S,), where any has one.
+        Row r is `tokens[r]`, at `positions[r]` of the sequence whose pages are in row
+        `sequences[r]` of `tables` (S, P). Its keys and values are kept there before any row
+        attends. The token of an output whose place in `draws` (L,) has None is -1, and so is that
+        of one whose highest logit is not finite. Logits are (L - draws, vocabulary). `adapters` has
+        that of each sequence (S,), where any has one; `added` (R, dim) goes to the embeddings of
+        those that have one.
         """
-        logits = np.empty((len(outputs), self.config.vocab_size), np.float32)
-        arrays = [
-            np.ascontiguousarray(array, np.int32)
-            for array in (positions, sequences, tables, outputs)
-        ]
-        pairs = addresses(adapters)
+        num_draws = len(draws) - draws.count(None)
+        chosen = np.empty(len(outputs), np.int32)
+        logits = np.empty((len(outputs) - num_draws, self.config.vocab_size), np.float32)
+        arrays = (tokens, positions, sequences, tables, outputs)
+        pairs = addresses(adapters) if adapters else None
         step = _Step(
-            *(len(x), len(outputs), tables.shape[1], self.num_threads),
-            *(array.ctypes.data for array in (*arrays, x, logits)),
-            None,
-            ctypes.addressof(pairs) if adapters else None,
+            *(len(tokens), len(outputs), num_draws, tables.shape[1], self.num_threads, 0),
+            *(np.asarray(array, np.int32).tobytes() for array in arrays),
+            b"".join([_NO_DRAW if draw is None else _DRAW.pack(*draw) for draw in draws]),
+            *(chosen.ctypes.data, logits.ctypes.data, None),
+            None if pairs is None else ctypes.addressof(pairs),
+            None if added is None else added.ctypes.data,
             max((adapter.rank for adapter in adapters if adapter), default=0),
         )
         needed = self._library.puna_workspace_bytes(ctypes.byref(self._model), ctypes.byref(step))
@@ -163,7 +200,14 @@ class Forward:
             self._workspace = huge(needed)
         step.workspace = self._workspace.ctypes.data
         self._library.puna_step(ctypes.byref(self._model), ctypes.byref(step))
-        return logits
+        return chosen, logits
+
+
+def choose(library: ctypes.CDLL, logits: Floats, draw: DrawFields) -> int:
+    """The token that a step would draw from these logits (V,), -1 where it finds none."""
+    row = np.ascontiguousarray(logits, np.float32)
+    token: int = library.puna_choose(ctypes.c_void_p(row.ctypes.data), _DRAW.pack(*draw))
+    return token
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Floats, Floats]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
+from puna.engine.draws import answered
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
 from tests.samples import small_config
@@ -26,7 +27,10 @@ class HashRunner:
         self._marks = {-1: 0}  # what an adapter makes of a row, by slot
         self._version = 0
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
+    def step(self, batch: Batch) -> Output:
+        return answered(batch, self.logits(batch))
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
         self.num_rows.append(len(batch.tokens))
         self.num_copies += len(batch.copies)
         for source, target in batch.copies:

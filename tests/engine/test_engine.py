@@ -227,7 +227,9 @@ def test_a_request_that_fails_takes_no_other_with_it(
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     good = engine.add([1, 5], params)
     bad = engine.add([1, 6], SamplingParams(n=3, max_tokens=6, seed=1))
-    honest = engine.runner.step
+    runner = engine.runner
+    assert isinstance(runner, HashRunner)
+    honest = runner.logits
 
     def damaged(batch: Batch) -> Any:
         logits = honest(batch)
@@ -236,7 +238,7 @@ def test_a_request_that_fails_takes_no_other_with_it(
         return logits
 
     engine.step()
-    monkeypatch.setattr(engine.runner, "step", damaged)
+    monkeypatch.setattr(runner, "logits", damaged)
     run(engine)
     assert tokens_of(good) == [alone(tokenizer, [1, 5], params, 0)]
     with pytest.raises(ValueError, match="no token can be chosen"):

@@ -32,6 +32,6 @@ def test_many_rows_are_single_rows(
     save_checkpoint(source, tmp_path / "model.gguf", "gguf", dtype=dtype, pure=True)
     runner = NativeRunner(open_checkpoint(tmp_path / "model.gguf"), num_pages=ROWS, num_threads=2)
     tokens = np.random.default_rng(0).integers(0, 97, ROWS).astype(np.int32)
-    together = runner.step(singles(tokens))
-    alone = [runner.step(singles(tokens[i : i + 1]))[0] for i in range(ROWS)]
+    together = runner.step(singles(tokens)).logits
+    alone = [runner.step(singles(tokens[i : i + 1])).logits[0] for i in range(ROWS)]
     assert np.array_equal(together, np.stack(alone))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from puna.engine.batch import Batch
 from puna.engine.native_runner import NativeRunner
 from puna.engine.torch_runner import TorchRunner
+from puna.engine.weights import embeddings_of
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.adapters import Adapter, Pair, merged, open_adapter, read_pairs
 from puna.formats.checkpoint import Checkpoint
@@ -83,29 +84,29 @@ def test_equals_merged_weights(kind: str, level: str, base: Checkpoint, tmp_path
     lora = adapter(kind, tmp_path, base, names)
     batch = rows(tokens_of(97), 0, LENGTH, TABLE)
     runner = NativeRunner(base, num_pages=6)
-    plain = runner.step(batch)
+    plain = runner.step(batch).logits
     for scale in (1.0, -0.5):
-        expected = NativeRunner(merged(base, lora, scale), num_pages=6).step(batch)
+        expected = NativeRunner(merged(base, lora, scale), num_pages=6).step(batch).logits
         runner.load_adapter(3, pairs_of(lora, base, scale))
-        found = runner.step(with_adapters(batch, 3))
+        found = runner.step(with_adapters(batch, 3)).logits
         assert distances(found, expected).max() < 1e-5
         assert distances(found, plain).min() > 0.1
         runner.unload_adapter(3)
-        assert np.array_equal(runner.step(with_adapters(batch, -1)), plain)
+        assert np.array_equal(runner.step(with_adapters(batch, -1)).logits, plain)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_matrix_alone(name: str, base: Checkpoint, tmp_path: Path) -> None:
     lora = adapter("peft", tmp_path, base, (name,), rank=20)
     batch = rows(tokens_of(97), 0, LENGTH, TABLE)
-    expected = NativeRunner(merged(base, lora), num_pages=6).step(batch)
+    expected = NativeRunner(merged(base, lora), num_pages=6).step(batch).logits
     torch_runner = TorchRunner(load_model(base), num_pages=6)
     for runner in (NativeRunner(base, num_pages=6), torch_runner):
-        plain = runner.step(batch)
+        plain = runner.step(batch).logits
         runner.load_adapter(0, pairs_of(lora, base))
-        found = runner.step(with_adapters(batch, 0))
+        found = runner.step(with_adapters(batch, 0)).logits
         assert distances(found, expected).max() < 1e-5 < distances(found, plain).max()
-        assert np.array_equal(runner.step(batch), plain)
+        assert np.array_equal(runner.step(batch).logits, plain)
 
 
 def test_the_step_equals_the_network(level: str, base: Checkpoint, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_the_step_equals_the_network(level: str, base: Checkpoint, tmp_path: Pat
     for runner in (NativeRunner(base, num_pages=12), TorchRunner(load_model(base), num_pages=12)):
         runner.load_adapter(5, first)
         runner.load_adapter(0, second)
-        found.append(runner.step(batch))
+        found.append(runner.step(batch).logits)
     assert distances(*found).max() < 1e-5
 
 
@@ -148,20 +149,20 @@ def test_batches_chunks_and_threads_change_no_bit(
         return made
 
     whole = {
-        slot: runner(1).step(with_adapters(rows(tokens, 0, LENGTH, TABLE), slot))
+        slot: runner(1).step(with_adapters(rows(tokens, 0, LENGTH, TABLE), slot)).logits
         for slot in (-1, 0, 1)
     }
-    assert np.array_equal(whole[-1], runner(1).step(rows(tokens, 0, LENGTH, TABLE)))
+    assert np.array_equal(whole[-1], runner(1).step(rows(tokens, 0, LENGTH, TABLE)).logits)
     assert distances(whole[0], whole[-1]).min() > 0.05 < distances(whole[1], whole[0]).min()
     for num_threads in (1, 2, 3):
         slots = (1, -1, 0)
-        together = runner(num_threads).step(with_adapters(three(tokens), *slots))[::-1]
+        together = runner(num_threads).step(with_adapters(three(tokens), *slots)).logits[::-1]
         for part, slot in zip(np.split(together, 3), slots, strict=True):
             assert np.array_equal(part, whole[slot])
         for slot, cuts in ((0, [0, 1, 2, 9, 30, LENGTH]), (1, [0, 17, LENGTH])):
             made = runner(num_threads)
             parts = [
-                made.step(with_adapters(rows(tokens, a, b, [7, 8, 9, 10]), slot))
+                made.step(with_adapters(rows(tokens, a, b, [7, 8, 9, 10]), slot)).logits
                 for a, b in pairwise(cuts)
             ]
             assert np.array_equal(np.concatenate(parts), whole[slot])
@@ -175,8 +176,8 @@ def test_odd_shapes(changes: dict[str, Any], level: str, tmp_path: Path) -> None
     batch = rows(tokens_of(97), 0, LENGTH, TABLE)
     runner = NativeRunner(model, num_pages=6, num_threads=3)
     runner.load_adapter(0, pairs_of(lora, model))
-    expected = NativeRunner(merged(model, lora), num_pages=6).step(batch)
-    assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
+    expected = NativeRunner(merged(model, lora), num_pages=6).step(batch).logits
+    assert distances(runner.step(with_adapters(batch, 0)).logits, expected).max() < 1e-5
 
 
 def test_inputs_in_another_order(base: Checkpoint, tmp_path: Path) -> None:
@@ -199,16 +200,19 @@ def test_inputs_in_another_order(base: Checkpoint, tmp_path: Path) -> None:
             matrix = np.ascontiguousarray(matrix[:, orders[name]])
         tiles[name] = pack(library, "f32", matrix.view(np.uint8), matrix.shape[1])
     moved, plain = (NativeRunner(base, num_pages=6) for _ in range(2))
-    moved._forward = Forward(library, base.config, tiles, norms, num_pages=6, orders=orders)
+    embeddings = embeddings_of(base.tensors[EMBEDDING], "f32")
+    moved._forward = Forward(
+        library, base.config, tiles, norms, embeddings, num_pages=6, orders=orders
+    )
     batch, pairs = (
         rows(tokens_of(97), 0, LENGTH, TABLE),
         pairs_of(adapter("gguf", tmp_path, base), base),
     )
     for runner in (moved, plain):
         runner.load_adapter(0, pairs)
-    assert distances(moved.step(batch), plain.step(batch)).max() < 1e-5
+    assert distances(moved.step(batch).logits, plain.step(batch).logits).max() < 1e-5
     adapted = with_adapters(batch, 0)
-    assert distances(moved.step(adapted), plain.step(adapted)).max() < 1e-5
+    assert distances(moved.step(adapted).logits, plain.step(adapted).logits).max() < 1e-5
     with pytest.raises(ValueError, match=r"layers\.0\..* cannot be updated"):
         moved.update({MATRICES[0]: base.tensors[MATRICES[0]]})
 
@@ -237,8 +241,8 @@ def test_equals_peft(settings: dict[str, Any], tmp_path: Path) -> None:
     runner = NativeRunner(base, num_pages=6)
     runner.load_adapter(0, pairs_of(open_adapter(tmp_path), base))
     batch = rows(tokens, 0, LENGTH, TABLE)
-    assert distances(runner.step(with_adapters(batch, 0)), expected).max() < 1e-5
-    assert distances(runner.step(batch), expected).min() > 0.05
+    assert distances(runner.step(with_adapters(batch, 0)).logits, expected).max() < 1e-5
+    assert distances(runner.step(batch).logits, expected).min() > 0.05
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -253,13 +257,13 @@ def test_update(tied: bool, tmp_path: Path) -> None:
         lambda model: TorchRunner(load_model(model), num_pages=6),
     ):
         runner = make(old)
-        before = runner.step(batch)
+        before = runner.step(batch).logits
         runner.update(new.tensors)
-        assert np.array_equal(runner.step(batch), make(new).step(batch))
+        assert np.array_equal(runner.step(batch).logits, make(new).step(batch).logits)
         runner.update(old.tensors)
-        assert np.array_equal(runner.step(batch), before)
+        assert np.array_equal(runner.step(batch).logits, before)
         for name in ("layers.1.feed_forward.w3.weight", "layers.0.ffn_norm.weight", EMBEDDING):
             runner.update({name: new.tensors[name]})
             part = replace(old, tensors={**old.tensors, name: new.tensors[name]})
-            assert np.array_equal(runner.step(batch), make(part).step(batch))
+            assert np.array_equal(runner.step(batch).logits, make(part).step(batch).logits)
             runner.update({name: old.tensors[name]})

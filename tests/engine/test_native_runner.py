@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Draw, greedy
+from puna.engine.draws import answered
 from puna.engine.native_runner import NativeRunner
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint, save_checkpoint
@@ -110,20 +112,20 @@ def test_logits_equal_the_networks(dtype: str, level: str, stored: Any) -> None:
     checkpoint = stored(dtype)
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} <= {dtype, "f32"}
     batch = rows(tokens_of(97), 0, LENGTH, [2, 0, 5, 3])
-    found = NativeRunner(checkpoint, num_pages=6).step(batch)
+    found = NativeRunner(checkpoint, num_pages=6).step(batch).logits
     if dtype in EXACT:
-        exact = reference(checkpoint, eight_bit=False).step(batch)
+        exact = reference(checkpoint, eight_bit=False).step(batch).logits
         assert distances(found, exact).max() < 1e-5
         return
     # Sums in another order differ in the last place. Where that makes an activation's code round
     # the other way, a row and those that attend to it part by one rounding, but not by more.
-    apart = distances(found, reference(checkpoint, eight_bit=True).step(batch))
+    apart = distances(found, reference(checkpoint, eight_bit=True).step(batch).logits)
     assert apart[0] < 1e-4 and apart.max() < 3e-2
     alone = singles(tokens_of(97))
-    found = NativeRunner(checkpoint, num_pages=LENGTH).step(alone)
-    apart = distances(found, reference(checkpoint, eight_bit=True).step(alone))
+    found = NativeRunner(checkpoint, num_pages=LENGTH).step(alone).logits
+    apart = distances(found, reference(checkpoint, eight_bit=True).step(alone).logits)
     assert np.median(apart) < 1e-4
-    unrounded = distances(found, reference(checkpoint, eight_bit=False).step(alone))
+    unrounded = distances(found, reference(checkpoint, eight_bit=False).step(alone).logits)
     assert np.median(unrounded) > 3e-3
 
 
@@ -132,19 +134,19 @@ def test_chunks_batches_and_threads_change_no_bit(dtype: str, level: str, stored
     checkpoint, table = stored(dtype), [2, 0, 5, 3]
     first, second = tokens_of(97), tokens_of(97, seed=1)
     runner = NativeRunner(checkpoint, num_pages=12, num_threads=2)
-    whole = runner.step(rows(first, 0, LENGTH, table))
+    whole = runner.step(rows(first, 0, LENGTH, table)).logits
     for cuts in ([0, 1, 2, 9, 30, LENGTH], [0, 17, LENGTH], range(LENGTH + 1)):
         parts = [
-            runner.step(rows(first, a, b, [7, 8, 9, 10]))
+            runner.step(rows(first, a, b, [7, 8, 9, 10])).logits
             for a, b in zip(cuts, list(cuts)[1:], strict=False)
         ]
         assert np.array_equal(np.concatenate(parts), whole)
     for num_threads in (1, 3):
         other = NativeRunner(checkpoint, num_pages=6, num_threads=num_threads)
-        assert np.array_equal(other.step(rows(first, 0, LENGTH, table)), whole)
+        assert np.array_equal(other.step(rows(first, 0, LENGTH, table)).logits, whole)
 
     # Two sequences in a batch, whose first page the second shares with a third.
-    alone = NativeRunner(checkpoint, num_pages=6).step(rows(second, 0, LENGTH, table))
+    alone = NativeRunner(checkpoint, num_pages=6).step(rows(second, 0, LENGTH, table)).logits
     mixed = Batch(
         tokens=np.concatenate([second, first[16:]]),
         positions=np.concatenate([np.arange(LENGTH), np.arange(16, LENGTH)]).astype(np.int32),
@@ -152,18 +154,20 @@ def test_chunks_batches_and_threads_change_no_bit(dtype: str, level: str, stored
         tables=np.array([[1, 4, 6, 11], [7, 0, 2, 3]], np.int32),
         outputs=np.array([3, 49, 50, 83], np.int32),
     )
-    assert np.array_equal(runner.step(mixed), np.stack([alone[3], alone[49], whole[16], whole[49]]))
+    assert np.array_equal(
+        runner.step(mixed).logits, np.stack([alone[3], alone[49], whole[16], whole[49]])
+    )
 
 
 def test_pages_are_copied_before_the_step(stored: Any) -> None:
     tokens = tokens_of(97)
     runner = NativeRunner(stored("f32"), num_pages=6)
-    whole = runner.step(rows(tokens, 0, LENGTH, [0, 1, 2, 3]))
+    whole = runner.step(rows(tokens, 0, LENGTH, [0, 1, 2, 3])).logits
     tail = rows(tokens, 40, LENGTH, [0, 1, 4, 5])
     copied = Batch(
         tail.tokens, tail.positions, tail.sequences, tail.tables, tail.outputs, ((2, 4),)
     )
-    assert np.array_equal(runner.step(copied), whole[40:])
+    assert np.array_equal(runner.step(copied).logits, whole[40:])
 
 
 @pytest.fixture(params=[{}, {"num_kv_heads": 1}, {"tied": True}], ids=str)
@@ -177,12 +181,42 @@ def test_odd_shapes(odd: Llama, level: str, tmp_path: Path) -> None:
     save_checkpoint(as_checkpoint(odd, tmp_path, None), tmp_path / "odd.gguf", "gguf", dtype="f32")
     checkpoint = open_checkpoint(tmp_path / "odd.gguf")
     batch = rows(tokens_of(97), 0, LENGTH, [2, 0, 5, 3])
-    found = NativeRunner(checkpoint, num_pages=6).step(batch)
-    assert distances(found, TorchRunner(odd, num_pages=6).step(batch)).max() < 1e-5
+    found = NativeRunner(checkpoint, num_pages=6).step(batch).logits
+    assert distances(found, TorchRunner(odd, num_pages=6).step(batch).logits).max() < 1e-5
 
 
 def test_weights_are_converted_when_asked(stored: Any) -> None:
     batch = rows(tokens_of(97), 0, LENGTH, [2, 0, 5, 3])
-    found = NativeRunner(stored("q4_k"), num_pages=6, dtype="f32").step(batch)
-    expected = reference(stored("q4_k"), eight_bit=False).step(batch)
+    found = NativeRunner(stored("q4_k"), num_pages=6, dtype="f32").step(batch).logits
+    expected = reference(stored("q4_k"), eight_bit=False).step(batch).logits
     assert distances(found, expected).max() < 1e-5
+
+
+def test_a_step_draws_what_its_logits_say(level: str, stored: Any) -> None:
+    """Any mix of outputs with and without a draw, on any number of threads."""
+    generator = np.random.default_rng(1)
+    checkpoint = stored("q8_0")
+    vocab_size = checkpoint.config.vocab_size
+    plain = singles(tokens_of(vocab_size))
+    logits = NativeRunner(checkpoint, num_pages=LENGTH, num_threads=1).step(plain).logits
+    runners = [
+        NativeRunner(checkpoint, num_pages=LENGTH, num_threads=number) for number in (1, 2, 3)
+    ]
+    different = set()
+    for share in (0.0, 0.3, 1.0):
+        draws = [
+            greedy(vocab_size)
+            if generator.random() < 0.3
+            else Draw(3.0, 0, 0.9, 0.01, generator.random(), vocab_size - 9)
+            for _ in range(LENGTH)
+        ]
+        batch = replace(
+            plain, draws=tuple(d if generator.random() < share else None for d in draws)
+        )
+        expected = answered(batch, logits)
+        for runner in runners:
+            found = runner.step(batch)
+            assert found.tokens.tolist() == expected.tokens.tolist()
+            assert np.array_equal(found.logits, expected.logits)
+        different |= set(expected.tokens.tolist())
+    assert len(different) > 20

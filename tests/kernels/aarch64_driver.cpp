@@ -148,20 +148,28 @@ void steps() {
                          .sines = array<float>(),
                          .keys = zeros<float>(heads * head_dim),
                          .values = zeros<float>(heads * puna::padded(head_dim, puna::TILE)),
-                         .num_pages = num_pages};
+                         .num_pages = num_pages,
+                         .embeddings = array<uint8_t>(),
+                         .row_bytes = number(),
+                         .num_blocks = number(),
+                         .dequantize = find<void(const uint8_t*, int64_t, float*)>(
+                             "puna_dequantize_" + text())};
     for (int left = number(); left > 0; left--) {
         const int32_t num_rows = number(), num_outputs = number();
         const int32_t table_width = number(), num_threads = number();
         float* logits = zeros<float>(int64_t(num_outputs) * vocab_size);
         Step step = {.num_rows = num_rows,
                      .num_outputs = num_outputs,
+                     .num_draws = 0,
                      .table_width = table_width,
                      .num_threads = num_threads,
+                     .tokens = array<int32_t>(),
                      .positions = array<int32_t>(),
                      .sequences = array<int32_t>(),
                      .tables = array<int32_t>(),
                      .outputs = array<int32_t>(),
-                     .x = array<float>(),
+                     .draws = zeros<puna::Draw>(num_outputs),
+                     .chosen = zeros<int32_t>(num_outputs),
                      .logits = logits};
         step.workspace = zeros<uint8_t>(
             find<int64_t(const Model*, const Step*)>("puna_workspace_bytes")(&model, &step));

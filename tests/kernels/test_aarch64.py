@@ -173,13 +173,14 @@ def steps(checkpoint: Checkpoint, dtype: str, num_pages: int, batches: list[Batc
         ]
         parts += [matrix(checkpoint, f"layers.{i}.{name}.weight", dtype) for name in MATRICES]
     parts += [norm(checkpoint, "norm.weight"), matrix(checkpoint, "output.weight", dtype)]
-    parts.append(arguments(*rotary_tables(c), len(batches)))
     embeddings = checkpoint.tensors["tok_embeddings.weight"].converted(dtype).read()
+    row_bytes = embeddings.shape[1]
+    sizes = (row_bytes, row_bytes // STORAGE[dtype].block_bytes)
+    parts.append(arguments(*rotary_tables(c), embeddings, *sizes, dtype, len(batches)))
     for num_threads, batch in enumerate(batches, 1):
-        x = STORAGE[dtype].dequantize(embeddings[batch.tokens])
-        sizes = (len(batch.tokens), len(batch.outputs), batch.tables.shape[1], num_threads)
-        arrays = (batch.positions, batch.sequences, batch.tables, batch.outputs)
-        parts.append(arguments(*sizes, *arrays, np.asarray(x, "<f4")))
+        counts = (len(batch.tokens), len(batch.outputs), batch.tables.shape[1], num_threads)
+        arrays = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs)
+        parts.append(arguments(*counts, *arrays))
     return b"".join(parts)
 
 
@@ -226,5 +227,5 @@ def test_logits_equal_this_machines(
     for library in libraries:
         monkeypatch.setattr(native, "library", lambda library=library: library)
         runner = NativeRunner(checkpoint, num_pages=6, dtype=dtype)
-        expected = np.concatenate([runner.step(batch) for batch in batches])
+        expected = np.concatenate([runner.step(batch).logits for batch in batches])
         np.testing.assert_array_equal(ours, expected.view("u4").ravel())

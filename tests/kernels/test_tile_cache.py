@@ -60,7 +60,7 @@ def logits(
     each = np.arange(20, dtype=np.int32)
     zeros, table = np.zeros_like(each), np.array([[0, 1]], np.int32)
     runner = NativeRunner(checkpoint, num_pages=2, dtype=dtype, cache=cache)
-    return runner.step(Batch(each, each, zeros, table, each))
+    return runner.step(Batch(each, each, zeros, table, each)).logits
 
 
 def unreadable(path: Path) -> Checkpoint:

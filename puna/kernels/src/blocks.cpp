@@ -1,6 +1,7 @@
 // GGML's blocks of 32, as `puna/quantize/blocks.py` defines them, and f16.
 
 #include <cmath>
+#include <cstring>
 
 #include "abi.h"
 #include "half.h"
@@ -95,7 +96,13 @@ float ranged_codes(const float* x, float& m, int32_t* codes) {
 
 }  // namespace
 
-// Plain f16 numbers, blocks of one.
+// Plain numbers, blocks of one.
+PUNA_DEQUANTIZE(f32) { std::memcpy(out, in, size_t(num_blocks) * sizeof(float)); }
+
+PUNA_DEQUANTIZE(bf16) {
+    for (int64_t i = 0; i < num_blocks; i++) out[i] = float_of(uint32_t(load_u16(in + 2 * i)) << 16);
+}
+
 PUNA_DEQUANTIZE(f16) {
     for (int64_t i = 0; i < num_blocks; i++) out[i] = load_half(in + 2 * i);
 }

@@ -8,6 +8,18 @@
 namespace puna {
 namespace {
 
+void embed(const Work& w, int thread) {
+    const Share own(w.s.num_rows, thread, w.s.num_threads);
+    for (int64_t r = own.begin; r < own.end; r++) {
+        const uint8_t* stored = w.m.embeddings + w.s.tokens[r] * w.m.row_bytes;
+        float* x = w.x + r * w.m.dim;
+        w.m.dequantize(stored, w.m.num_blocks, x);
+        if (w.s.added == nullptr || w.s.adapters[w.s.sequences[r]] == nullptr) continue;
+        for (int64_t i = 0; i < w.m.dim; i++) x[i] += w.s.added[r * w.m.dim + i];
+    }
+    w.pool->barrier();
+}
+
 void project_heads(const Work& w, int thread, const Layer& layer) {
     const Matrix* matrices[3] = {&layer.wq, &layer.wk, &layer.wv};
     float* outs[3] = {w.q, w.k, w.v};
@@ -35,7 +47,7 @@ void project_back(const Work& w, int thread, const Matrix& m, int64_t pair) {
     const Rows x = rows_of(w, thread, m.columns, w.s.num_rows);
     const Additions added(w, thread, pair, 1, x);
     multiply(m, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
-        add(w.s.x + int64_t(row) * w.m.dim, m, first, added(0, row, first, values));
+        add(w.x + int64_t(row) * w.m.dim, m, first, added(0, row, first, values));
     });
     w.pool->barrier();
 }
@@ -60,32 +72,60 @@ void gate(const Work& w, int thread, const Layer& layer) {
     w.pool->barrier();
 }
 
+void find_logits(const Work& w, int thread) {
+    const Matrix& m = w.m.output;
+    const Share own(m.num_tiles(), thread, w.s.num_threads);
+    const Rows x = rows_of(w, thread, w.m.dim, w.s.num_outputs);
+    const Additions added(w, thread, w.m.num_layers * PAIRS_PER_LAYER, 1, x, w.s.outputs);
+    multiply(m, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
+        keep(w.found[row], m, first, added(0, row, first, values));
+    });
+}
+
+void draw_tokens(const Work& w, int thread) {
+    if (w.s.num_draws == 0) return;
+    w.pool->barrier();
+    const Share own(w.s.num_outputs, thread, w.s.num_threads);
+    for (int64_t i = own.begin; i < own.end; i++) {
+        if (w.s.draws[i].vocab_size == 0) continue;
+        w.s.chosen[i] = choose(w.found[i], w.s.draws[i], w.scratch + thread * w.scratch_bytes);
+    }
+}
+
+// The logits of outputs with a draw stay in the workspace.
+void place_logits(const Work& w) {
+    int64_t num_drawn = 0;
+    for (int64_t i = 0; i < w.s.num_outputs; i++) {
+        const bool is_drawn = w.s.draws[i].vocab_size > 0;
+        w.found[i] = (is_drawn ? w.drawn + num_drawn * w.m.vocab_size
+                               : w.s.logits + (i - num_drawn) * w.m.vocab_size);
+        num_drawn += is_drawn;
+        w.s.chosen[i] = -1;
+    }
+}
+
 void run(void* argument, int thread) {
     const Work& w = *static_cast<const Work*>(argument);
     const Model& m = w.m;
     const Step& s = w.s;
+    embed(w, thread);
     for (int64_t i = 0; i < m.num_layers; i++) {
         const Layer& l = m.layers[i];
-        const Source normed{s.x, m.dim, m.dim, l.attention_norm, l.attention_order, nullptr};
+        const Source normed{w.x, m.dim, m.dim, l.attention_norm, l.attention_order, nullptr};
         prepare(w, thread, normed, s.num_rows);
         project_heads(w, thread, l);
         place_heads(w, thread, i);
         attend(w, thread, i);
         prepare(w, thread, {w.attended, w.wide, m.dim, nullptr, l.wo_order, nullptr}, s.num_rows);
         project_back(w, thread, l.wo, pairs_of(w, l) + WO);
-        prepare(w, thread, {s.x, m.dim, m.dim, l.ffn_norm, l.ffn_order, nullptr}, s.num_rows);
+        prepare(w, thread, {w.x, m.dim, m.dim, l.ffn_norm, l.ffn_order, nullptr}, s.num_rows);
         gate(w, thread, l);
         prepare(w, thread, {w.hidden, w.wide, m.ffn_dim, nullptr, l.w2_order, nullptr}, s.num_rows);
         project_back(w, thread, l.w2, pairs_of(w, l) + W2);
     }
-    prepare(w, thread, {s.x, m.dim, m.dim, m.norm, nullptr, s.outputs}, s.num_outputs);
-    const Share own(m.output.num_tiles(), thread, s.num_threads);
-    const Rows x = rows_of(w, thread, m.dim, s.num_outputs);
-    const Additions added(w, thread, m.num_layers * PAIRS_PER_LAYER, 1, x, s.outputs);
-    multiply(m.output, own.begin, own.end, x, [&](int row, int64_t first, Floats values) {
-        float* logits = s.logits + int64_t(row) * m.vocab_size;
-        keep(logits, m.output, first, added(0, row, first, values));
-    });
+    prepare(w, thread, {w.x, m.dim, m.dim, m.norm, nullptr, s.outputs}, s.num_outputs);
+    find_logits(w, thread);
+    draw_tokens(w, thread);
 }
 
 }  // namespace
@@ -98,6 +138,7 @@ PUNA_EXPORT void puna_step(const Model* model, const Step* step) {
     const std::lock_guard<std::mutex> lock(step_mutex());
     Pool& pool = pool_of(step->num_threads);
     Work work(*model, *step, &pool);
+    place_logits(work);
     pool.run(run, &work);
 }
 

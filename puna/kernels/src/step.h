@@ -1,6 +1,9 @@
 // What one step is given, and where its intermediate results lie.
 #pragma once
 
+#include <algorithm>
+
+#include "choose.h"
 #include "multiply.h"
 #include "pool.h"
 
@@ -30,18 +33,24 @@ struct Model {
     float* keys;    // (layers, pages, kv heads, head_dim, TILE positions)
     float* values;  // (layers, pages, kv heads, TILE positions, padded head_dim)
     int64_t num_pages;
+    const uint8_t* embeddings;  // (vocab_size, row_bytes), as stored: rows of num_blocks blocks
+    int64_t row_bytes, num_blocks;
+    void (*dequantize)(const uint8_t* blocks, int64_t num_blocks, float* out);
 };
 
 struct Step {
-    int32_t num_rows, num_outputs, table_width, num_threads;
+    int32_t num_rows, num_outputs, num_draws, table_width, num_threads, padding;
+    const int32_t* tokens;     // (rows)
     const int32_t* positions;  // (rows)
     const int32_t* sequences;  // (rows)
     const int32_t* tables;     // (sequences, table_width)
     const int32_t* outputs;    // (outputs)
-    float* x;                  // (rows, dim), the embeddings; changed
-    float* logits;             // (outputs, vocab_size)
+    const Draw* draws;         // (outputs), those without have 0 for vocab_size
+    int32_t* chosen;           // (outputs), the tokens that are drawn, else -1
+    float* logits;             // (outputs - draws, vocab_size)
     uint8_t* workspace;
     const LowRank* const* adapters;  // (sequences), null without one; null where none has one
+    const float* added;              // (rows, dim), to embeddings; null where nothing is
     int64_t rank;                    // the largest of these adapters
 };
 
@@ -65,7 +74,9 @@ struct Work {
     const Step& s;
     Pool* pool;
     int64_t wide, head_stride;  // floats of a row of activations, of a head
-    float *normed, *q, *k, *v, *attended, *hidden, *low, *scores;
+    float *x, *normed, *q, *k, *v, *attended, *hidden, *low, *scores;
+    float* drawn;   // (draws, vocab_size), logits that stay here
+    float** found;  // (outputs), where the logits of each go
     Group* groups;
     uint8_t* scratch;  // of each thread: scratch_bytes
     int64_t num_scores, scratch_bytes, bytes;
@@ -76,6 +87,7 @@ struct Work {
         wide = padded(m.dim > m.ffn_dim ? m.dim : m.ffn_dim, GROUP);
         head_stride = padded(m.head_dim, TILE);
         num_scores = int64_t(s.table_width) * TILE;
+        x = space.take<float>(rows * m.dim);
         normed = space.take<float>(rows * wide);
         q = space.take<float>(rows * padded(m.dim, TILE));
         k = space.take<float>(rows * padded(int64_t(m.num_kv_heads) * m.head_dim, TILE));
@@ -85,7 +97,10 @@ struct Work {
         low = space.take<float>(rows * LOW_RANKS * padded(s.rank, TILE));
         scores = space.take<float>(num_scores * s.num_threads);
         groups = space.take<Group>(rows * wide / GROUP);
+        found = space.take<float*>(s.num_outputs);
+        drawn = space.take<float>(int64_t(s.num_draws) * m.vocab_size);
         scratch_bytes = panel_bytes(rows);
+        if (s.num_draws) scratch_bytes = std::max(scratch_bytes, choose_bytes(m.vocab_size));
         scratch = space.take<uint8_t>(scratch_bytes * s.num_threads);
         bytes = space.used;
     }
