@@ -52,6 +52,7 @@ class NativeRunner:
             weights.embeddings,
             num_pages=num_pages,
             num_threads=num_threads,
+            orders=weights.orders,
         )
 
     def step(self, batch: Batch) -> Output:

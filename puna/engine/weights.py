@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from puna.engine.grouped_tiles import pack_grouped_tensors
 from puna.engine.tile_cache import TileCache
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels.step import Embeddings, physical_cores
@@ -41,11 +43,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`tiles` and `norms` by the canonical names, those of a tied head as "output.weight"."""
+    """`tiles` and `norms` by the canonical names, those of a tied head as "output.weight";
+    `orders` as `kernels.step.Forward` has them.
+    """
 
     tiles: dict[str, Tiles]
     norms: dict[str, Floats]
     embeddings: Embeddings
+    orders: dict[str, NDArray[np.int32]]
 
 
 def load_weights(
@@ -57,12 +62,17 @@ def load_weights(
     """All weights, matrices converted to `dtype` first (None: as they are).
 
     A large model's are kept in `cache`, and the next time taken from there, if it is known what
-    they are made of. ValueError, before any is read, for types of which there are no tiles.
+    they are made of; but integers in groups are packed each time. ValueError, before any is read,
+    for types of which there are no tiles.
     """
     tensors = {
         name: tensor if len(tensor.shape) == 1 or dtype is None else tensor.converted(dtype)
         for name, tensor in checkpoint.tensors.items()
     }
+    grouped = pack_grouped_tensors(
+        library, checkpoint.config, {k: v for k, v in tensors.items() if v.packed is not None}
+    )
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.packed is None}
     parts = _plan(library, tensors, checkpoint.config.tied)
     data = None
     if cache is not None and parts[-1].end >= cache.least:
@@ -88,7 +98,8 @@ def load_weights(
     }
     first = parts[0]
     rows = data[first.begin : first.end].reshape(first.rows, -1)
-    return Weights(tiles, norms, _embeddings(rows, first.dtype))
+    embeddings = _embeddings(rows, first.dtype)
+    return Weights(tiles | grouped.tiles, norms, embeddings, grouped.orders)
 
 
 def packed(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles | Floats:

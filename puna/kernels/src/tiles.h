@@ -121,7 +121,7 @@ struct Zeroed {  // integers of up to 4 or 8 bits in groups: f16 scale and uint8
 
     // 11 bits of the scale by 8 of the zero fit a float: nothing is rounded.
     explicit Zeroed(const uint8_t* at)
-        : scale_(load_halves(at)), minimum_(-scale_ * load_small<uint8_t>(at + 32)) {}
+        : scale_(load_halves(at)), minimum_(scale_ * load_small<uint8_t>(at + 32)) {}
     Floats scale(const uint8_t*, int) const { return scale_; }
     Floats minimum(const uint8_t*, int) const { return minimum_; }
 };
