@@ -96,7 +96,7 @@ def expected(models: Any) -> Any:
     def make(shape: str, kv_dtype: str) -> NDArray[np.float32]:
         if (shape, kv_dtype) not in made:
             runner = TorchRunner(models(shape)[0], num_pages=34, kv_dtype=kv_dtype)
-            made[shape, kv_dtype] = runner.step(rows(0, LENGTH, PAGES))
+            made[shape, kv_dtype] = runner.step(rows(0, LENGTH, PAGES)).logits
         return made[shape, kv_dtype]
 
     return make
@@ -114,7 +114,7 @@ def test_logits_equal_the_networks(
     kv_dtype: str, shape: str, level: str, models: Any, expected: Any
 ) -> None:
     runner = NativeRunner(models(shape)[1], num_pages=34, kv_dtype=kv_dtype)
-    found = runner.step(rows(0, LENGTH, PAGES))
+    found = runner.step(rows(0, LENGTH, PAGES)).logits
     median, largest, unrounded = BOUNDS[kv_dtype]
     apart = distances(found, expected(shape, kv_dtype))
     assert np.median(apart) < median and apart.max() < largest
@@ -128,19 +128,21 @@ def test_chunks_batches_and_threads_change_no_bit(
 ) -> None:
     _, checkpoint = models(shape)
     other = list(range(34, 68))
-    whole = NativeRunner(checkpoint, num_pages=34, kv_dtype=kv_dtype, num_threads=1).step(
-        rows(0, LENGTH, PAGES)
+    whole = (
+        NativeRunner(checkpoint, num_pages=34, kv_dtype=kv_dtype, num_threads=1)
+        .step(rows(0, LENGTH, PAGES))
+        .logits
     )
     assert np.isfinite(whole).all()
     # Eleven threads for a single row share the spans of a head, two do not.
     for num_threads in (2, 11):
         runner = NativeRunner(checkpoint, num_pages=68, kv_dtype=kv_dtype, num_threads=num_threads)
         cuts = [0, 3, 4, 140, 255, 256, 257, 259, 400, 512, 513, LENGTH]
-        parts = [runner.step(rows(a, b, PAGES)) for a, b in pairwise(cuts)]
+        parts = [runner.step(rows(a, b, PAGES)).logits for a, b in pairwise(cuts)]
         assert np.array_equal(np.concatenate(parts), whole)
         # Another sequence with the same tokens, later in its text, in the same steps.
         runner.step(rows(0, 500, other))
-        mixed = runner.step(joined(rows(250, 261, PAGES), rows(500, LENGTH, other)))
+        mixed = runner.step(joined(rows(250, 261, PAGES), rows(500, LENGTH, other))).logits
         assert np.array_equal(mixed, np.concatenate([whole[250:261], whole[500:]]))
 
 
@@ -151,8 +153,8 @@ def test_pages_are_copied_before_the_step(kv_dtype: str, models: Any) -> None:
         NativeRunner(checkpoint, num_pages=6, kv_dtype=kv_dtype),
         TorchRunner(network, num_pages=6, kv_dtype=kv_dtype),
     ):
-        whole = runner.step(rows(0, 50, [0, 1, 2, 3]))
-        copied = runner.step(rows(40, 50, [0, 1, 4, 5], copies=((2, 4),)))
+        whole = runner.step(rows(0, 50, [0, 1, 2, 3])).logits
+        copied = runner.step(rows(40, 50, [0, 1, 4, 5], copies=((2, 4),))).logits
         assert np.allclose(copied, whole[40:], rtol=1e-4, atol=1e-5)
 
 
