@@ -220,12 +220,13 @@ def test_cached_prefixes_and_other_requests_change_nothing(kv_dtype: str) -> Non
 
 def test_which_type_is_chosen(models: Any) -> None:
     _, checkpoint = models("grouped")
-    for options, expected in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "f32"),
         ({"dtype": "bf16"}, "f16"),
         ({"kv_dtype": "int8"}, "int8"),
         ({"kv_dtype": "f32", "dtype": "fp16"}, "f32"),
-    ):
+    ]
+    for options, expected in cases:
         runner = load_runner(checkpoint, kv_tokens=16, **options)
         assert runner.token_bytes == kv_bytes(checkpoint.config, 16, expected) // 16
     with pytest.raises(ValueError, match="no kv_dtype 'int3'; there are: auto, f32, f16, int8"):
