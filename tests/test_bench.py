@@ -36,6 +36,8 @@ def test_the_right_rows_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
 
     class Slow(HashRunner):
+        token_bytes = 10
+
         def step(self, batch: Any) -> Any:
             clock[0] += 1.0
             assert len(batch.outputs) == len(batch.tables)
@@ -48,6 +50,8 @@ def test_the_right_rows_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = list(measure(runner, resolve("cria"), prompt=30, **options))
     assert [s.tokens_per_second for s in speeds] == [30, 1, 5]
     assert [s.limit for s in speeds] == [None] * 3
+    one, five = speeds[1].read, speeds[2].read  # of a step's second: weights, and 16 tokens of each
+    assert one is not None and five is not None and five - one == 4 * 16 * Slow.token_bytes
     assert runner.num_rows[:3] == [30] * 3 and set(runner.num_rows[3:]) == {1, 5}
     for changes in ({"contexts": [50]}, {"prompt": 65}):
         with pytest.raises(ValueError, match="more than the model's 64"):

@@ -79,6 +79,7 @@ def chat(
     tokenizer: Path | None,
     device: str,
     dtype: str,
+    kv_dtype: str,
     sampling: SamplingParams,
     draft: str | None,
     adapters: tuple[str, ...],
@@ -94,7 +95,9 @@ def chat(
         model = name
     checkpoint = resolve(model, tokenizer)
     loras = named_adapters(adapters)
-    llm = load(checkpoint, device=device, dtype=dtype, draft=draft, adapters=loras)
+    llm = load(
+        checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, draft=draft, adapters=loras
+    )
     conversation = Conversation(llm, sampling, adapter=next(iter(loras), None))
     conversation.set_system(system)
     interactive = sys.stdin.isatty()

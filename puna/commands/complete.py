@@ -40,6 +40,7 @@ def complete(
     tokenizer: Path | None,
     device: str,
     dtype: str,
+    kv_dtype: str,
     sampling: SamplingParams,
     draft: str | None,
     adapters: tuple[str, ...],
@@ -52,7 +53,9 @@ def complete(
         prompt = _standard_input()
     loras = named_adapters(adapters)
     adapter = next(iter(loras), None)
-    llm = load(checkpoint, device=device, dtype=dtype, draft=draft, adapters=loras)
+    llm = load(
+        checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, draft=draft, adapters=loras
+    )
     if as_json:
         (result,) = llm.generate(prompt, sampling, adapter=adapter)
         click.echo(json.dumps(_as_json(result), ensure_ascii=False))

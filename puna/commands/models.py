@@ -56,13 +56,15 @@ def load(
     *,
     device: str,
     dtype: str,
+    kv_dtype: str,
     draft: str | None,
     adapters: Mapping[str, Sequence[Adapter]],
 ) -> LLM:
     """The model, ready to be asked; a bar says how far a large one is, where someone looks."""
     from puna.engine.llm import LLM
 
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "adapters": adapters}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "kv_dtype": kv_dtype}
+    options["adapters"] = adapters
     options["cache_folder"] = cache_folder()
     if checkpoint.num_bytes < _LARGE or not sys.stderr.isatty():
         return LLM(checkpoint, draft=opened_draft(draft), **options)

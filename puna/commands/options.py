@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from puna.engine.params import SamplingParams
+from puna.kernels.kv_types import KV_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +37,7 @@ def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def model_options(function: F) -> F:
-    """`--model --tokenizer --device --dtype`: which model, and where it runs."""
+    """`--model --tokenizer --device --dtype --kv-dtype`: which model, and how it runs."""
     return _all(
         click.option(
             "--model", "-m", default="cria", show_default=True, metavar="MODEL",
@@ -47,6 +48,10 @@ def model_options(function: F) -> F:
             help="Tokenizer file, where none lies beside the weights.",
         ),
         compute_options,
+        click.option(
+            "--kv-dtype", type=click.Choice(["auto", *KV_TYPES]), default="auto", show_default=True,
+            help="Type of the keys and values that are kept; auto: f16, or f32 if the weights are.",
+        ),
     )(function)  # fmt: skip
 
 

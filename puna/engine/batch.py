@@ -89,6 +89,7 @@ class Runner(Protocol):
     config: ModelConfig
     page_size: int
     num_pages: int
+    token_bytes: int  # of the keys and values of a token
 
     def step(self, batch: Batch) -> Output:
         """Runs all rows; tokens and logits of `batch.outputs`."""

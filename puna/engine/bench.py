@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.engine.batch import Batch, Runner, greedy
-from puna.engine.memory import kv_bytes
 from puna.formats.checkpoint import Checkpoint
 
 _STEPS = 16  # tokens of a burst of decoding
@@ -74,7 +73,7 @@ def measure(
                 seconds.append(_seconds(runner, batch, context, 1, _STEPS) / _STEPS)
             step = statistics.median(seconds[1:])
             limit = statistics.median(limits[1:]) if limits else None
-            read = weights + batch * kv_bytes(runner.config, context + _STEPS // 2)
+            read = weights + batch * (context + _STEPS // 2) * runner.token_bytes
             yield Speed("decode", batch, context, batch / step, read / step, limit)
             on_job()
 

@@ -30,11 +30,11 @@ class LLM:
 
     `model` is a path in any format, a shipped model's name, a hub's that was pulled, or an opened
     checkpoint. Keys and values of `kv_tokens` tokens are held (default: what suits the memory that
-    is free), for up to `max_sequences` at once. `draft`, "prompt-lookup" or a smaller model of the
-    same vocabulary, guesses tokens ahead, which changes the speed alone. `adapters` are loaded as
-    by `load_adapter`. With a `cache_folder`, a large model's weights are kept there as the
-    processor wants them, and the next start is immediate (the commands use ~/.cache/puna). May be
-    used from several threads.
+    is free), as `kv_dtype` (`load_runner`), for up to `max_sequences` at once. `draft`,
+    "prompt-lookup" or a smaller model of the same vocabulary, guesses tokens ahead, which changes
+    the speed alone. `adapters` are loaded as by `load_adapter`. With a `cache_folder`, a large
+    model's weights are kept there as the processor wants them, and the next start is immediate
+    (the commands use ~/.cache/puna). May be used from several threads.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class LLM:
         tokenizer: str | Path | None = None,
         device: str = "cpu",
         dtype: str = "auto",
+        kv_dtype: str = "auto",
         kv_tokens: int | None = None,
         num_threads: int | None = None,
         max_rows: int = MAX_ROWS,
@@ -58,6 +59,7 @@ class LLM:
         self.tokenizer = model.tokenizer()
         limits = {"max_rows": max_rows, "max_sequences": max_sequences}
         options: dict[str, Any] = {
+            "kv_dtype": kv_dtype,
             "num_threads": num_threads,
             "cache_folder": None if cache_folder is None else Path(cache_folder),
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.engine.batch import Runner
-from puna.engine.memory import free_memory, plan_kv_tokens
+from puna.engine.memory import chosen_kv_dtype, free_memory, plan_kv_tokens
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels import native
 from puna.quantize.storage import STORAGE
@@ -43,6 +43,7 @@ def load_runner(
     device: str = "cpu",
     dtype: str = "auto",
     *,
+    kv_dtype: str = "auto",
     kv_tokens: int | None = None,
     num_threads: int | None = None,
     cache_folder: Path | None = None,
@@ -50,21 +51,22 @@ def load_runner(
     """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
 
     On a CPU that is native code, and `dtype` "auto" means as stored; elsewhere, and without native
-    code, the network, which is said. `kv_tokens` None takes what suits the memory that is free,
-    at least one context. A large model's weights, packed, are kept in `cache_folder` (None: not).
-    Raises ValueError, before reading weights, for what does not fit.
+    code, the network, which is said. Keys and values are kept as `kv_dtype`, f32, f16 or int8;
+    "auto" is f32 beside weights in float32, else f16 (of a network: as its weights). `kv_tokens`
+    None takes what suits the memory that is free, at least one context. A large model's weights,
+    packed, are kept in `cache_folder` (None: not). Raises ValueError, before reading weights, for
+    what does not fit.
     """
     if dtype not in DTYPES:
         raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
     config = checkpoint.config
     is_native = device == "cpu" and native.available()
     stored = DTYPES[dtype] if is_native else (DTYPES[dtype] or "f32")
-    weight_bytes = sum(
-        STORAGE[stored or tensor.dtype].num_bytes(tensor.shape)
-        for tensor in checkpoint.tensors.values()
-    )
+    tensors = checkpoint.tensors.values()
+    weight_bytes = sum(STORAGE[stored or t.dtype].num_bytes(t.shape) for t in tensors)
+    kept = chosen_kv_dtype(kv_dtype, checkpoint, stored)
     free = free_memory() if device == "cpu" else None
-    num_tokens = plan_kv_tokens(checkpoint, weight_bytes, free, kv_tokens)
+    num_tokens = plan_kv_tokens(checkpoint, weight_bytes, free, kv_tokens, kept)
     if is_native:
         from puna.engine.native_runner import NativeRunner
         from puna.engine.tile_cache import TileCache
@@ -72,9 +74,13 @@ def load_runner(
         if num_threads is None and config.num_parameters < _SMALL:
             num_threads = 1
         num_pages = -(-num_tokens // NativeRunner.page_size)
-        cache = None if cache_folder is None else TileCache(cache_folder)
         return NativeRunner(
-            checkpoint, num_pages=num_pages, dtype=stored, num_threads=num_threads, cache=cache
+            checkpoint,
+            num_pages=num_pages,
+            dtype=stored,
+            kv_dtype=kept,
+            num_threads=num_threads,
+            cache=None if cache_folder is None else TileCache(cache_folder),
         )
     if device == "cpu":
         if importlib.util.find_spec("torch") is None:
@@ -89,4 +95,5 @@ def load_runner(
     from puna.engine.torch_runner import TorchRunner
 
     network = load_network(checkpoint, device, dtype)
-    return TorchRunner(network, num_pages=-(-num_tokens // TorchRunner.page_size))
+    num_pages = -(-num_tokens // TorchRunner.page_size)
+    return TorchRunner(network, num_pages=num_pages, kv_dtype=kv_dtype)

@@ -8,20 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch, Output
+from puna.engine.memory import chosen_kv_dtype, kv_bytes
 from puna.engine.tile_cache import TileCache
 from puna.engine.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, packed
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels import native
+from puna.kernels.kv_types import KV_TYPES, PAGE_SIZE
 from puna.kernels.lora import LowRanks
-from puna.kernels.step import PAGE_SIZE, Forward
+from puna.kernels.step import Forward
 
 
 class NativeRunner:
     """Runs batches on the CPU. Block types are multiplied as they are, with activations of 8 bits.
 
-    With `dtype` all matrices are converted to it first. A large model's packed weights are kept in
-    `cache`. Raises ValueError where no native code was built.
+    With `dtype` all matrices are converted to it first. Keys and values are kept as `kv_dtype`:
+    f32, f16, int8 or auto (`chosen_kv_dtype`). A large model's packed weights are kept in `cache`.
+    Raises ValueError where no native code was built.
     """
 
     page_size = PAGE_SIZE
@@ -32,6 +35,7 @@ class NativeRunner:
         *,
         num_pages: int,
         dtype: str | None = None,
+        kv_dtype: str = "f32",
         num_threads: int | None = None,
         cache: TileCache | None = None,
     ) -> None:
@@ -43,6 +47,8 @@ class NativeRunner:
         self._library, self._dtype = library, dtype
         self._adapters: dict[int, LowRanks] = {}
         self._embedding_pairs: dict[int, Pair] = {}
+        kv_dtype = chosen_kv_dtype(kv_dtype, checkpoint, dtype)
+        self.token_bytes = kv_bytes(self.config, PAGE_SIZE, kv_dtype) // PAGE_SIZE
         weights = load_weights(library, checkpoint, dtype, cache)
         self._forward = Forward(
             library,
@@ -51,6 +57,7 @@ class NativeRunner:
             weights.norms,
             weights.embeddings,
             num_pages=num_pages,
+            kv_type=KV_TYPES[kv_dtype],
             num_threads=num_threads,
             orders=weights.orders,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import ModelConfig
+from puna.kernels.kv_types import KvType
 from puna.kernels.lora import LowRanks, addresses
-from puna.kernels.tiles import ROWS, Matrix, Tiles, as_matrix, huge
+from puna.kernels.tiles import Matrix, Tiles, as_matrix, huge
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -22,9 +24,6 @@ Ints = NDArray[np.int32]
 DrawFields = tuple[float, int, float, float, float, int]
 _DRAW = struct.Struct("=dqdddq")
 _NO_DRAW = bytes(_DRAW.size)
-
-PAGE_SIZE = ROWS  # positions of a page of keys and values
-
 
 _NORMS = ("attention_norm", "ffn_norm")
 _MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
@@ -55,6 +54,7 @@ class _Model(ctypes.Structure):
         ("output", Matrix),
         *((name, ctypes.c_void_p) for name in ("cosines", "sines", "keys", "values")),
         ("num_pages", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("kv_type", "padding")),
         ("embeddings", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("row_bytes", "num_blocks")),
         ("dequantize", ctypes.c_void_p),
@@ -83,11 +83,12 @@ class Embeddings(NamedTuple):
 
 
 class Forward:
-    """A model's weights in tiles, and the pages of keys and values that its steps fill.
+    """A model's weights in tiles, and the pages that its steps fill with keys and values.
 
-    `tiles` and `norms` go by the canonical names; the tiles of a tied head by "output.weight".
-    `orders` has, for matrices whose columns are not in order, which input each column is (int32);
-    those of one input (`INPUTS`) have the same. Not for several threads at once.
+    `keys` and `values` are bytes (layers, pages, KV heads, bytes) as `kv_type` has them. `tiles`
+    and `norms` go by the canonical names; the tiles of a tied head by "output.weight". `orders`
+    has, for matrices whose columns are not in order, which input each column is (int32); those of
+    one input (`INPUTS`) have the same. Not for several threads at once.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Forward:
         embeddings: Embeddings,
         *,
         num_pages: int,
+        kv_type: KvType,
         num_threads: int | None = None,
         orders: Mapping[str, Ints] | None = None,
     ) -> None:
@@ -107,10 +109,11 @@ class Forward:
         self.config = config
         self.num_pages = num_pages
         self.num_threads = num_threads or physical_cores()
-        head_stride = -(-config.head_dim // ROWS) * ROWS
         pages = (config.num_layers, num_pages, config.num_kv_heads)
-        self.keys = _zeros((*pages, config.head_dim, PAGE_SIZE))
-        self.values = _zeros((*pages, PAGE_SIZE, head_stride))
+        self.keys, self.values = (
+            huge(math.prod(pages) * size).reshape(*pages, size)
+            for size in kv_type.page_bytes(config)
+        )
         cosines, sines = rotary_tables(config)
         self._orders = orders or {}
         self._kept: dict[str, Any] = {"cosines": cosines, "sines": sines}
@@ -125,7 +128,7 @@ class Forward:
             self._layers,
             *(None, Matrix()),
             *(array.ctypes.data for array in (cosines, sines, self.keys, self.values)),
-            num_pages,
+            *(num_pages, kv_type.number, 0),
         )
         self.look_up(embeddings)
         for name in {*config.tensor_shapes(), "output.weight"} - {"tok_embeddings.weight"}:
@@ -228,8 +231,3 @@ def physical_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
     return len(cores)
-
-
-def _zeros(shape: tuple[int, ...]) -> Floats:
-    size = int(np.prod(shape)) * 4
-    return huge(size).view(np.float32).reshape(shape)

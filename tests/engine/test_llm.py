@@ -227,11 +227,12 @@ def test_a_model_that_does_not_fit_is_said_before_it_is_read(
 
     tensors = {name: replace(t, read=unread) for name, t in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=tensors)
-    kv = kv_bytes(checkpoint.config, checkpoint.config.context_length)
-    assert kv == 6 * 2 * 256 * 4 * 512
+    kv, small = (kv_bytes(checkpoint.config, 512, name) for name in ("f16", "int8"))
+    assert (kv, small) == (6 * 2 * 256 * 2 * 512, 6 * 2 * (256 + 8 * 2) * 512)
     need = checkpoint.num_bytes + kv
     for free, advice in (
-        (need - 1, "puna quantize --to q8_0 makes"),
+        (need - 1, "--kv-dtype int8 makes 1.7 MB of keys and values, which fits"),
+        (need - kv + small - 1, "puna quantize --to q8_0 makes"),
         (quantized_bytes(checkpoint.config, "q4_k_m") + kv, "--to q4_k_m"),
         (1000, "No quantization would fit"),
     ):
@@ -247,15 +248,15 @@ def test_a_model_that_does_not_fit_is_said_before_it_is_read(
 
 def test_how_many_tokens_are_held() -> None:
     checkpoint = open_checkpoint(shipped_path("cria"))
-    weights, one = checkpoint.num_bytes, kv_bytes(checkpoint.config, 1)
+    weights, one = checkpoint.num_bytes, kv_bytes(checkpoint.config, 1, "f32")
     for free, expected in (
         (None, 8 * 512),
         (10**12, 8 * 512),
         (weights + one * 512, 512),
         (weights + one * 4 * 1000, 1000),
     ):
-        assert plan_kv_tokens(checkpoint, weights, free, None) == expected
-    assert plan_kv_tokens(checkpoint, weights, 10**12, 77) == 77
+        assert plan_kv_tokens(checkpoint, weights, free, None, "f32") == expected
+    assert plan_kv_tokens(checkpoint, weights, 10**12, 77, "int8") == 77
     assert LLM("cria", kv_tokens=64).engine.pages.num_pages == 4
 
 

@@ -119,6 +119,7 @@ void steps() {
     const int32_t num_layers = number(), dim = number(), num_heads = number();
     const int32_t num_kv_heads = number(), head_dim = number(), ffn_dim = number();
     const int32_t vocab_size = number(), num_pages = number();
+    const int32_t kv_type = number(), key_bytes = number(), value_bytes = number();
     const float eps = take<float>();
     std::vector<Layer> layers;
     for (int i = 0; i < num_layers; i++) {
@@ -132,7 +133,7 @@ void steps() {
                           .w2 = matrix(),
                           .w3 = matrix()});
     }
-    const int64_t heads = int64_t(num_layers) * num_pages * num_kv_heads * puna::TILE;
+    const int64_t heads = int64_t(num_layers) * num_pages * num_kv_heads;
     const Model model = {.num_layers = num_layers,
                          .dim = dim,
                          .num_heads = num_heads,
@@ -146,9 +147,10 @@ void steps() {
                          .output = matrix(),
                          .cosines = array<float>(),
                          .sines = array<float>(),
-                         .keys = zeros<float>(heads * head_dim),
-                         .values = zeros<float>(heads * puna::padded(head_dim, puna::TILE)),
+                         .keys = zeros<uint8_t>(heads * key_bytes),
+                         .values = zeros<uint8_t>(heads * value_bytes),
                          .num_pages = num_pages,
+                         .kv_type = kv_type,
                          .embeddings = array<uint8_t>(),
                          .row_bytes = number(),
                          .num_blocks = number(),

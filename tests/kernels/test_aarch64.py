@@ -22,6 +22,7 @@ from puna.engine.native_runner import NativeRunner
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint
 from puna.kernels import compiling, native
+from puna.kernels.kv_types import KV_TYPES
 from puna.kernels.step import rotary_tables
 from puna.kernels.tiles import KINDS as TILES
 from puna.quantize.storage import STORAGE
@@ -162,11 +163,15 @@ def norm(checkpoint: Checkpoint, name: str) -> bytes:
     return arguments(checkpoint.tensors[name].read_float32())
 
 
-def steps(checkpoint: Checkpoint, dtype: str, num_pages: int, batches: list[Batch]) -> bytes:
+def steps(
+    checkpoint: Checkpoint, dtype: str, kv_dtype: str, num_pages: int, batches: list[Batch]
+) -> bytes:
     """The command that runs batches with a checkpoint of which all matrices are `dtype`."""
-    c = checkpoint.config
+    c, kv_type = checkpoint.config, KV_TYPES[kv_dtype]
     shape = (c.num_layers, c.dim, c.num_heads, c.num_kv_heads, c.head_dim, c.ffn_dim, c.vocab_size)
-    parts = [command("steps", *shape, num_pages, c.norm_eps)]
+    parts = [
+        command("steps", *shape, num_pages, kv_type.number, *kv_type.page_bytes(c), c.norm_eps)
+    ]
     for i in range(c.num_layers):
         parts += [
             norm(checkpoint, f"layers.{i}.{name}.weight") for name in ("attention_norm", "ffn_norm")
@@ -207,14 +212,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"dim": 24, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 44},  # nothing by 16
 }
 CASES = [
-    *((dtype, "whole") for dtype in ("f32", "f16", "bf16", *KINDS)),
-    *((dtype, "odd") for dtype in ("f32", "f16", "bf16")),
+    *((dtype, "whole", "f32") for dtype in ("f32", "f16", "bf16", *KINDS)),
+    *((dtype, "odd", "f32") for dtype in ("f32", "f16", "bf16")),
+    *(("f32", shape, kv_dtype) for shape in SHAPES for kv_dtype in ("f16", "int8")),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "shape"), CASES)
+@pytest.mark.parametrize(("dtype", "shape", "kv_dtype"), CASES)
 def test_logits_equal_this_machines(
-    machine: Machine, dtype: str, shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
+    dtype: str,
+    shape: str,
+    kv_dtype: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The level that any x86 has rounds a product and a sum one after the other.
     libraries = [library for level, library in native.libraries().items() if level != "x86-64"]
@@ -223,9 +234,9 @@ def test_logits_equal_this_machines(
     config = small_config(**SHAPES[shape], vocab_size=41, context_length=64)
     checkpoint = as_checkpoint(random_model(config, seed=1), tmp_path, None)
     batches = some_batches(config.vocab_size)
-    ours = np.frombuffer(machine.run(steps(checkpoint, dtype, 6, batches)), "<u4")
+    ours = np.frombuffer(machine.run(steps(checkpoint, dtype, kv_dtype, 6, batches)), "<u4")
     for library in libraries:
         monkeypatch.setattr(native, "library", lambda library=library: library)
-        runner = NativeRunner(checkpoint, num_pages=6, dtype=dtype)
+        runner = NativeRunner(checkpoint, num_pages=6, dtype=dtype, kv_dtype=kv_dtype)
         expected = np.concatenate([runner.step(batch).logits for batch in batches])
         np.testing.assert_array_equal(ours, expected.view("u4").ravel())

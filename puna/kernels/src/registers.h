@@ -50,6 +50,21 @@ inline Lanes halves_at(const uint8_t* at) {
 #endif
 }
 
+// To f16 numbers, to nearest, ties to even.
+inline void halves_to(uint8_t* at, Lanes v) {
+#if defined(__AVX512F__)
+    const auto halves = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+    const auto halves = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    const auto halves = vcvt_f16_f32(v);
+#else
+    uint16_t halves[WIDTH];
+    for (int i = 0; i < WIDTH; i++) halves[i] = to_half(v[i]);
+#endif
+    std::memcpy(at, &halves, sizeof halves);
+}
+
 // bf16 numbers.
 inline Lanes brains_at(const uint8_t* at) {
 #if defined(__AVX512F__)

@@ -114,8 +114,10 @@ void run(void* argument, int thread) {
         const Source normed{w.x, m.dim, m.dim, l.attention_norm, l.attention_order, nullptr};
         prepare(w, thread, normed, s.num_rows);
         project_heads(w, thread, l);
-        place_heads(w, thread, i);
-        attend(w, thread, i);
+        with_kv_type(m.kv_type, [&]<class T>() {
+            place_heads<T>(w, thread, i);
+            attend<T>(w, thread, i);
+        });
         prepare(w, thread, {w.attended, w.wide, m.dim, nullptr, l.wo_order, nullptr}, s.num_rows);
         project_back(w, thread, l.wo, pairs_of(w, l) + WO);
         prepare(w, thread, {w.x, m.dim, m.dim, l.ffn_norm, l.ffn_order, nullptr}, s.num_rows);

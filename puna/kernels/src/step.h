@@ -30,9 +30,10 @@ struct Model {
     Matrix output;
     const float* cosines;  // (context, head_dim / 2)
     const float* sines;
-    float* keys;    // (layers, pages, kv heads, head_dim, TILE positions)
-    float* values;  // (layers, pages, kv heads, TILE positions, padded head_dim)
+    uint8_t* keys;  // (layers, pages, kv heads) of what `kv_types.h` lays out
+    uint8_t* values;
     int64_t num_pages;
+    int32_t kv_type, padding;
     const uint8_t* embeddings;  // (vocab_size, row_bytes), as stored: rows of num_blocks blocks
     int64_t row_bytes, num_blocks;
     void (*dequantize)(const uint8_t* blocks, int64_t num_blocks, float* out);
@@ -69,24 +70,89 @@ struct Space {
     }
 };
 
+constexpr int SPAN = 256;    // positions that attention sums up together
+constexpr int QUERIES = 64;  // that are taken through pages together
+
+// Rows of one sequence, one after another.
+struct Run {
+    int first, count;
+    int64_t length, work;  // positions that any looks at, that each looks at in sum
+};
+
+template <class Call>
+inline void for_runs(const Model& m, const Step& s, Call&& call) {
+    const int group = m.num_heads / m.num_kv_heads, most = group < QUERIES ? QUERIES / group : 1;
+    for (int row = 0; row < s.num_rows;) {
+        Run run{row, 0, 0, 0};
+        for (; row < s.num_rows && row - run.first < most; row++) {
+            if (s.sequences[row] != s.sequences[run.first]) break;
+            const int64_t length = s.positions[row] + 1;
+            run.length = length > run.length ? length : run.length;
+            run.work += length;
+        }
+        run.count = row - run.first;
+        call(run);
+    }
+}
+
+// Where attention keeps what it computes; all of it but `whole` is there for each thread.
+struct AttentionSpace {
+    float *packed, *scores, *parts, *states, *whole;
+    int64_t* lengths;
+    int64_t num_heads, head_dim, most, part_floats, spans;
+    bool split;  // whether threads share the spans of a head, so that there is work for all
+
+    AttentionSpace(const Model& m, const Step& s, Space& space)
+        : num_heads(m.num_heads), head_dim(m.head_dim) {
+        const int64_t group = m.num_heads / m.num_kv_heads, threads = s.num_threads;
+        most = group > QUERIES ? group : QUERIES;
+        part_floats = padded(m.head_dim, TILE) + TILE;
+        spans = (int64_t(s.table_width) * TILE + SPAN - 1) / SPAN;
+        int64_t items = 0;
+        for_runs(m, s, [&](const Run&) { items += m.num_kv_heads; });
+        split = spans > 1 && threads > 1 && items < 2 * threads;
+        packed = space.take<float>(threads * most * head_dim);
+        scores = space.take<float>(threads * 8 * SPAN);
+        parts = space.take<float>(threads * 8 * part_floats);
+        states = space.take<float>(threads * most * part_floats);
+        lengths = space.take<int64_t>(threads * most);
+        whole = space.take<float>(split ? s.num_rows * num_heads * spans * part_floats : 0);
+    }
+
+    AttentionSpace of_thread(int64_t thread) const {
+        AttentionSpace own = *this;
+        own.packed += thread * most * head_dim;
+        own.scores += thread * 8 * SPAN;
+        own.parts += thread * 8 * part_floats;
+        own.states += thread * most * part_floats;
+        own.lengths += thread * most;
+        return own;
+    }
+
+    float* split_part(int64_t row, int64_t head, int64_t span) const {
+        return whole + ((row * num_heads + head) * spans + span) * part_floats;
+    }
+};
+
 struct Work {
     const Model& m;
     const Step& s;
     Pool* pool;
     int64_t wide, head_stride;  // floats of a row of activations, of a head
-    float *x, *normed, *q, *k, *v, *attended, *hidden, *low, *scores;
+    float *x, *normed, *q, *k, *v, *attended, *hidden, *low;
     float* drawn;   // (draws, vocab_size), logits that stay here
     float** found;  // (outputs), where the logits of each go
     Group* groups;
     uint8_t* scratch;  // of each thread: scratch_bytes
-    int64_t num_scores, scratch_bytes, bytes;
+    Space space;
+    AttentionSpace attention;
+    int64_t scratch_bytes, bytes;
 
-    Work(const Model& m, const Step& s, Pool* pool) : m(m), s(s), pool(pool) {
+    Work(const Model& m, const Step& s, Pool* pool)
+        : m(m), s(s), pool(pool), space{s.workspace}, attention(m, s, space) {
         const int64_t rows = s.num_rows;
-        Space space{s.workspace};
         wide = padded(m.dim > m.ffn_dim ? m.dim : m.ffn_dim, GROUP);
         head_stride = padded(m.head_dim, TILE);
-        num_scores = int64_t(s.table_width) * TILE;
         x = space.take<float>(rows * m.dim);
         normed = space.take<float>(rows * wide);
         q = space.take<float>(rows * padded(m.dim, TILE));
@@ -95,7 +161,6 @@ struct Work {
         attended = space.take<float>(rows * wide);
         hidden = space.take<float>(rows * wide);
         low = space.take<float>(rows * LOW_RANKS * padded(s.rank, TILE));
-        scores = space.take<float>(num_scores * s.num_threads);
         groups = space.take<Group>(rows * wide / GROUP);
         found = space.take<float*>(s.num_outputs);
         drawn = space.take<float>(int64_t(s.num_draws) * m.vocab_size);

@@ -64,11 +64,27 @@ inline void store_floats(float* at, Floats v) {
     for (int i = 0; i < TILE / WIDTH; i++) store(at + WIDTH * i, part_of(v, i));
 }
 
+// The first `count` numbers, then zeros.
+inline Floats load_part(const float* at, int64_t count) {
+    if (count >= TILE) return load_floats(at);
+    Floats v = {};
+    std::memcpy(&v, at, sizeof(float) * count);
+    return v;
+}
+
+inline void store_part(float* at, Floats v, int64_t count) {
+    std::memcpy(at, &v, count >= TILE ? sizeof v : sizeof(float) * count);
+}
+
 inline Floats splat(float value) { return value - Floats{}; }
 
 // Sixteen f16 numbers.
 inline Floats load_halves(const uint8_t* at) {
     return made<Floats>([&](int i) { return halves_at(at + 2 * WIDTH * i); });
+}
+
+inline void store_halves(uint8_t* at, Floats v) {
+    for (int i = 0; i < TILE / WIDTH; i++) halves_to(at + 2 * WIDTH * i, part_of(v, i));
 }
 
 // Sixteen bf16 numbers.
