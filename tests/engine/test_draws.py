@@ -218,7 +218,7 @@ def test_what_has_no_likeliest_token_fails_alone(monkeypatch: pytest.MonkeyPatch
     (expected,) = llm.generate(prompts[1], params)
     runner = llm.engine.runner
     assert isinstance(runner, NativeRunner)
-    values = runner._forward.values
+    values = runner._forward.values.view(np.float32)
     requests = [llm.engine.add(llm.tokenizer.encode(p, bos=True), params) for p in prompts]
     llm.engine.step()
     values[:, requests[0].live[0].pages] = np.nan

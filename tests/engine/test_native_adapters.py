@@ -23,6 +23,7 @@ from puna.formats.adapters import Adapter, Pair, merged, open_adapter, read_pair
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.kernels import native
+from puna.kernels.kv_types import KV_TYPES
 from puna.kernels.step import Forward
 from puna.kernels.tiles import pack
 from tests.engine.test_native_runner import LENGTH, config, distances, rows, tokens_of
@@ -202,7 +203,14 @@ def test_inputs_in_another_order(base: Checkpoint, tmp_path: Path) -> None:
     moved, plain = (NativeRunner(base, num_pages=6) for _ in range(2))
     embeddings = embeddings_of(base.tensors[EMBEDDING], "f32")
     moved._forward = Forward(
-        library, base.config, tiles, norms, embeddings, num_pages=6, orders=orders
+        library,
+        base.config,
+        tiles,
+        norms,
+        embeddings,
+        num_pages=6,
+        kv_type=KV_TYPES["f32"],
+        orders=orders,
     )
     batch, pairs = (
         rows(tokens_of(97), 0, LENGTH, TABLE),
