@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """Where the rows of a step lie; int32 but for `slots`, on the device of the pages.
+    """Where the rows of a step lie; int32, on the device of the pages.
 
     A row sees the positions of its sequence up to its own. A tile that is padding has no rows.
     """
 
     positions: Tensor  # (R,)
-    slots: Tensor  # (R,) int64, page * page_size + slot of each row's own key
+    slots: Tensor  # (R,) page * page_size + slot of each row's own key
     tables: Tensor  # (sequences, P)
     starts: Tensor  # (S,) first row of a tile
     counts: Tensor  # (S,) its rows
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 def store(k_RKD: Tensor, v_RKD: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """Puts rows of keys and values into pages (pages, page_size, K, D)."""
     for rows, pages in ((k_RKD, keys), (v_RKD, values)):
-        pages.flatten(0, 1)[slots] = rows.to(pages.dtype)
+        pages.flatten(0, 1)[slots.long()] = rows.to(pages.dtype)
 
 
 def attend(q_RHD: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:

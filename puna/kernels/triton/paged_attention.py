@@ -22,7 +22,7 @@ _LOG2_E = 1.4426950408889634
 def store_kernel(k, v, keys, values, slots, k_stride, v_stride, WIDTH, BLOCK: tl.constexpr):
     """Copies row r of k and v, WIDTH numbers, to slot slots[r] of the pages."""
     row = tl.program_id(0)
-    slot = tl.load(slots + row)
+    slot = tl.load(slots + row).to(tl.int64)
     for begin in range(0, WIDTH, BLOCK):
         column = begin + tl.arange(0, BLOCK)
         mask = column < WIDTH

@@ -1,0 +1,150 @@
+"""The runner of GPUs: the network with fused blocks, compiled; decoding captured in CUDA graphs.
+
+A step's numbers are written to one buffer that is always at the same place, padded to one of few
+shapes (`gpu_rows.py`). Batches in which every sequence has one row are replayed from a graph of
+their shape; those with chunks of prompts run block by block. Works on any device; `TorchRunner` is
+what it must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from puna.engine.batch import Batch
+from puna.engine.fused import FusedAttention, PagedAttend, fuse
+from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
+from puna.heads import next_token_logits
+from puna.kernels.paged import Rows
+from puna.model import Block, Llama
+
+DECODE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+MIXED_BUCKETS = (16, 64, 256)
+_TILE = 32  # rows of a prompt that are attended together
+_PROGRAMS = 528  # of attention, that fill a large GPU four times
+_SPLITS = 16
+_WARM_UPS = 3  # steps before a capture, in which kernels are compiled
+
+
+class GPURunner:
+    """Runs batches with a network that it takes over and rewrites.
+
+    Its linear layers may be `QuantizedLinear`s. `compiled` compiles blocks, `graphs` captures
+    decoding; None: on CUDA. Keys and values are held in `dtype`, that of the norms if None.
+    """
+
+    page_size = 16
+
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        num_pages: int,
+        dtype: torch.dtype | None = None,
+        compiled: bool | None = None,
+        graphs: bool | None = None,
+    ) -> None:
+        self.config, self.num_pages = model.config, num_pages
+        self._device = model.norm.weight.device
+        on_cuda = self._device.type == "cuda"
+        # The page after the last is scratch, for rows of padding.
+        fuse(model, num_pages + 1, self.page_size, dtype or model.norm.weight.dtype)
+        self.model = model.eval()
+        self._attentions = [
+            cast(FusedAttention, block.attention)
+            for block in cast("list[Block]", list(model.layers.values()))
+        ]
+        self._width = -(-self.config.context_length // self.page_size)
+        self._staging: dict[Shape, tuple[Tensor, Tensor]] = {}
+        self._graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._uses_graphs = on_cuda if graphs is None else graphs
+        if on_cuda if compiled is None else compiled:
+            for block in model.layers.values():
+                block.compile(fullgraph=True, dynamic=False)
+
+    def warm_up(self, buckets: tuple[int, ...] = DECODE_BUCKETS) -> None:
+        """Compiles, and captures where that is done, decoding of these batch sizes ahead of time."""
+        for size in buckets:
+            each = np.arange(size, dtype=np.int32)
+            table = np.full((size, 1), self.num_pages, np.int32)  # the scratch page
+            self.step(Batch(np.zeros_like(each), np.zeros_like(each), each, table, each))
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits (L, V) of the rows `batch.outputs`."""
+        for source, target in batch.copies:
+            for attention in self._attentions:
+                for pages in (attention.keys, attention.values):
+                    pages[target] = pages[source]
+        # One shape of compiled code for each bucket: more than dynamo expects of a function.
+        with torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1024):
+            if is_decode(batch):
+                return self._decode(batch)
+            shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), _TILE)
+            hidden = self._hidden(self._staged(batch, shape), shape)
+            wanted = torch.from_numpy(batch.outputs.astype(np.int64)).to(self._device)
+            return self._logits(hidden[wanted]).cpu().numpy()
+
+    def _decode(self, batch: Batch) -> NDArray[np.float32]:
+        shape = self._shape(bucket(len(batch.tokens), DECODE_BUCKETS), 1)
+        if self._uses_graphs and shape not in self._graphs:
+            self._graphs[shape] = self._captured(shape)
+        numbers = self._staged(batch, shape)
+        if self._uses_graphs:
+            graph, logits = self._graphs[shape]
+            graph.replay()
+        else:
+            logits = self._logits(self._hidden(numbers, shape))
+        return logits[: len(batch.tokens)].cpu().numpy()[batch.outputs]
+
+    def _shape(self, rows: int, tile: int) -> Shape:
+        splits = splits_for(rows, self.config.num_kv_heads, _PROGRAMS, _SPLITS) if tile == 1 else 1
+        return Shape(rows, tile, self._width, splits)
+
+    def _staged(self, batch: Batch, shape: Shape) -> Tensor:
+        """The batch's numbers on the device, always at the same place for a shape."""
+        if shape not in self._staging:
+            pinned = self._device.type == "cuda"
+            host = torch.zeros(shape.num_numbers, dtype=torch.int32, pin_memory=pinned)
+            self._staging[shape] = host, torch.zeros_like(host, device=self._device)
+        host, numbers = self._staging[shape]
+        # The last step's logits have been read, so its copy from `host` is done.
+        fill(host.numpy(), batch, shape, self.page_size, self.num_pages)
+        return numbers.copy_(host, non_blocking=True)
+
+    def _hidden(self, numbers: Tensor, shape: Shape) -> Tensor:
+        """Hidden states (rows, D) of a step's numbers."""
+        fields, tables = split(numbers, shape)
+        rows = Rows(
+            fields["positions"], fields["slots"], tables, fields["starts"], fields["counts"],
+            fields["owners"], shape.tile, shape.splits,
+        )  # fmt: skip
+        tokens, positions = fields["tokens"][None], fields["positions"][None]
+        attend = cast(Callable[..., Tensor], PagedAttend(rows))
+        return self.model(tokens, positions, attend)[0]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return next_token_logits(self.model, hidden).float()
+
+    def _captured(self, shape: Shape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A graph of a decoding step, and the logits that it writes."""
+        each = np.arange(0, dtype=np.int32)
+        nothing = Batch(each, each, each, np.zeros((0, 1), np.int32), each)
+        numbers = self._staged(nothing, shape)
+        # Nothing may be compiled or allocated anew inside the capture.
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._logits(self._hidden(numbers, shape))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            logits = self._logits(self._hidden(numbers, shape))
+        return graph, logits
