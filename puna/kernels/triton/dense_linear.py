@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCKS = {"BLOCK_N": 4, "BLOCK_K": 1024}
+BLOCKS = {"BLOCK_N": 4, "BLOCK_K": 1024}
 
 
 @triton.jit
@@ -35,6 +35,6 @@ def dense_linear(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
     """x (1, I) times the transpose of a weight (O, I); both contiguous."""
     num_outputs, num_inputs = weight_OI.shape
     out = torch.empty(1, num_outputs, device=x_RI.device, dtype=x_RI.dtype)
-    grid = (triton.cdiv(num_outputs, _BLOCKS["BLOCK_N"]),)
-    dense_one_row_kernel[grid](x_RI, weight_OI, out, num_outputs, num_inputs, **_BLOCKS)
+    grid = (triton.cdiv(num_outputs, BLOCKS["BLOCK_N"]),)
+    dense_one_row_kernel[grid](x_RI, weight_OI, out, num_outputs, num_inputs, **BLOCKS)
     return out

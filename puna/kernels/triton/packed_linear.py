@@ -108,7 +108,7 @@ def one_row_kernel(
             scales, zeros, supers, super_zeros, row, run, 0, num_groups, num_supers, mask,
             GROUP, OFFSET, MIDDLE, SUPERS,
         )  # fmt: skip
-        if GROUP == 16:
+        if GROUP % 32 != 0:
             total += scale * sum_low - offset * ones_low
             scale, offset = _scale_offset(
                 scales, zeros, supers, super_zeros, row, run, 1, num_groups, num_supers, mask,
@@ -150,7 +150,7 @@ def rows_kernel(
             GROUP, OFFSET, MIDDLE, SUPERS,
         )  # fmt: skip
         low = scale[:, :, None] * low - offset[:, :, None]
-        if GROUP == 16:
+        if GROUP % 32 != 0:
             scale, offset = _scale_offset(
                 scales, zeros, supers, super_zeros, row, run, 1, num_groups, num_supers, mask,
                 GROUP, OFFSET, MIDDLE, SUPERS,
