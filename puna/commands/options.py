@@ -55,8 +55,9 @@ def compute_options(function: F) -> F:
     return _all(
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
         click.option(
-            "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
-            show_default=True, help="Type of the weights; auto: as stored, where that can be run.",
+            "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8", "int4"]),
+            default="auto", show_default=True,
+            help="Type of the weights; auto: as stored, where that can be run; int8, int4: GPUs.",
         ),
     )(function)  # fmt: skip
 

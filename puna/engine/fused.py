@@ -7,7 +7,7 @@ compiled once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -126,14 +126,34 @@ class FusedFeedForward(nn.Module):
 
 
 class PagedAttend:
-    """`attend` for fused blocks: over a layer's pages, the rows (1, R, ...) of one step."""
+    """`attend` for fused blocks: over a layer's pages, the rows (1, R, ...) of one step.
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    `others` is the same for layers on other devices.
+    """
+
+    def __init__(
+        self, rows: Rows, others: Mapping[torch.device, PagedAttend] | None = None
+    ) -> None:
+        self.rows, self.others = rows, others or {}
+
+    def on(self, device: torch.device) -> PagedAttend:
+        return self.others.get(device, self)
 
     def __call__(self, pages: Pages, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         out: Tensor = paged_attention(q_BTHD[0], k_BTKD[0], v_BTKD[0], *pages, *self.rows)
         return out[None]
+
+
+class Moved(nn.Module):
+    """A block of a network whose blocks lie on several devices: brings to it what it reads."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.block, self.device = block, device
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: PagedAttend) -> Tensor:
+        x, cos, sin = (tensor.to(self.device) for tensor in (x, cos, sin))
+        return self.block(x, cos, sin, attend.on(self.device))
 
 
 def fuse(model: Llama, num_pages: int, page_size: int, dtype: torch.dtype) -> None:

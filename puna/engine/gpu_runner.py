@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.engine.batch import Batch
-from puna.engine.fused import FusedAttention, PagedAttend, fuse
+from puna.engine.fused import FusedAttention, Moved, PagedAttend, fuse
 from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
 from puna.heads import next_token_logits
 from puna.kernels.paged import Rows
@@ -55,17 +55,22 @@ class GPURunner:
         # The page after the last is scratch, for rows of padding.
         fuse(model, num_pages + 1, self.page_size, dtype or model.norm.weight.dtype)
         self.model = model.eval()
-        self._attentions = [
-            cast(FusedAttention, block.attention)
-            for block in cast("list[Block]", list(model.layers.values()))
-        ]
+        blocks = cast("list[Block]", list(model.layers.values()))
+        self._attentions = [cast(FusedAttention, block.attention) for block in blocks]
+        devices = [attention.keys.device for attention in self._attentions]
+        self._others = {device for device in devices if device != self._device}
         self._width = -(-self.config.context_length // self.page_size)
         self._staging: dict[Shape, tuple[Tensor, Tensor]] = {}
         self._graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._uses_graphs = on_cuda if graphs is None else graphs
+        # A graph holds what one GPU does.
+        self._uses_graphs = (on_cuda if graphs is None else graphs) and not self._others
         if on_cuda if compiled is None else compiled:
-            for block in model.layers.values():
-                block.compile(fullgraph=True, dynamic=False)
+            for block, device in zip(blocks, devices, strict=True):
+                if device == self._device:
+                    block.compile(fullgraph=True, dynamic=False)
+        if self._others:
+            for name, device in zip(list(model.layers), devices, strict=True):
+                model.layers[name] = Moved(model.layers[name], device)
 
     def warm_up(self, buckets: tuple[int, ...] = DECODE_BUCKETS) -> None:
         """Compiles, and captures where that is done, decoding of these batch sizes ahead of time."""
@@ -119,14 +124,13 @@ class GPURunner:
 
     def _hidden(self, numbers: Tensor, shape: Shape) -> Tensor:
         """Hidden states (rows, D) of a step's numbers."""
-        fields, tables = split(numbers, shape)
-        rows = Rows(
-            fields["positions"], fields["slots"], tables, fields["starts"], fields["counts"],
-            fields["owners"], shape.tile, shape.splits,
-        )  # fmt: skip
-        tokens, positions = fields["tokens"][None], fields["positions"][None]
-        attend = cast(Callable[..., Tensor], PagedAttend(rows))
-        return self.model(tokens, positions, attend)[0]
+        tokens, rows = _described(numbers, shape)
+        host = self._staging[shape][0]
+        others = {
+            device: PagedAttend(_described(host.to(device), shape)[1]) for device in self._others
+        }
+        attend = cast(Callable[..., Tensor], PagedAttend(rows, others))
+        return self.model(tokens[None], rows.positions[None], attend)[0]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return next_token_logits(self.model, hidden).float()
@@ -148,3 +152,14 @@ class GPURunner:
         with torch.cuda.graph(graph, pool=pool):
             logits = self._logits(self._hidden(numbers, shape))
         return graph, logits
+
+
+def _described(numbers: Tensor, shape: Shape) -> tuple[Tensor, Rows]:
+    """The tokens of a step's numbers, and where its rows lie."""
+    fields, tables = split(numbers, shape)
+    names = ("starts", "counts", "owners")
+    tiles = (fields[name] for name in names)
+    rows = Rows(
+        fields["positions"], fields["slots"], tables, *tiles, tile=shape.tile, splits=shape.splits
+    )
+    return fields["tokens"], rows

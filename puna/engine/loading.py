@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from puna.model import Llama
 
 DTYPES = {"auto": None, "fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # -> storage type
+GPU_DTYPES = ("int8", "int4")  # what weights are also packed to, on a GPU
 # Parameters below which waking a second thread takes longer than its share of the work.
 _SMALL = 50_000_000
 
@@ -31,11 +32,20 @@ def load_network(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
         torch.set_num_threads(1)
     types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
     types["fp16"] = torch.float16
+    if dtype not in types:
+        raise ValueError(f"no dtype {dtype!r} here; there are: {', '.join(types)}")
+    check_device(device)
+    return load_model(checkpoint, device=device, dtype=types[dtype]).eval()
+
+
+def check_device(device: str) -> None:
+    """ValueError, saying why, unless torch can use a device."""
+    import torch
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-    return load_model(checkpoint, device=device, dtype=types[dtype]).eval()
 
 
 def load_runner(
@@ -49,13 +59,17 @@ def load_runner(
 ) -> Runner:
     """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
 
-    On a CPU that is native code, and `dtype` "auto" means as stored; elsewhere, and without native
-    code, the network, which is said. `kv_tokens` None takes what suits the memory that is free,
-    at least one context. A large model's weights, packed, are kept in `cache_folder` (None: not).
-    Raises ValueError, before reading weights, for what does not fit.
+    On a CPU that is native code, and `dtype` "auto" means as stored; on CUDA the network with packed
+    weights and captured graphs; elsewhere, and without native code, the plain network, which is
+    said. `kv_tokens` None takes what suits the memory that is free,
+    at least one context. Raises ValueError, before reading weights, for what does not fit.
     """
+    if device.startswith("cuda"):
+        return _gpu_runner(checkpoint, device, dtype, kv_tokens)
+    if dtype in GPU_DTYPES:
+        raise ValueError(f"the dtype {dtype} runs on a GPU (--device cuda), not on {device}")
     if dtype not in DTYPES:
-        raise ValueError(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        raise ValueError(f"no dtype {dtype!r}; there are: {', '.join((*DTYPES, *GPU_DTYPES))}")
     config = checkpoint.config
     is_native = device == "cpu" and native.available()
     stored = DTYPES[dtype] if is_native else (DTYPES[dtype] or "f32")
@@ -90,3 +104,19 @@ def load_runner(
 
     network = load_network(checkpoint, device, dtype)
     return TorchRunner(network, num_pages=-(-num_tokens // TorchRunner.page_size))
+
+
+def _gpu_runner(
+    checkpoint: Checkpoint, device: str, dtype: str, kv_tokens: int | None
+) -> Runner:
+    if dtype not in (*DTYPES, *GPU_DTYPES):
+        raise ValueError(f"no dtype {dtype!r}; there are: {', '.join((*DTYPES, *GPU_DTYPES))}")
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(f"the device {device} needs torch: install puna[train]")
+    check_device(device)
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("GPUs need Triton, which torch's CUDA packages bring: pip install triton")
+
+    from puna.engine.gpu_loading import load_gpu_runner
+
+    return load_gpu_runner(checkpoint, device, dtype, kv_tokens=kv_tokens)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from puna.engine.batch import Batch
 from puna.engine.engine import Engine
@@ -17,7 +19,7 @@ from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_f
 from puna.engine.gpu_runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
-from puna.model import Llama
+from puna.model import Llama, empty
 from puna.quantize.linear import QuantizedLinear, replace_linears
 from puna.tokenizer import Tokenizer
 from tests.samples import random_model, small_config
@@ -181,3 +183,33 @@ def test_the_numbers_of_a_step() -> None:
         "owners": [0, 1, 1, 0, 0, 0, 0, 0],
     }
     assert tables[:2].tolist() == [[5, 2, 0], [7, 0, 0]] and not tables[2:].any()
+
+
+def test_layers_on_two_devices() -> None:
+    # Fake tensors have devices and no memory: an operation of two devices is an error.
+    config = small_config(num_layers=4, context_length=64)
+    seen = []
+    with FakeTensorMode():
+        model = empty(config)
+        for name, weight in list(model.named_parameters()):
+            device = "cpu" if name.startswith(("layers.0.", "layers.1.")) else "cuda"
+            owner, _, leaf = name.rpartition(".")
+            made = nn.Parameter(torch.empty(weight.shape, device=device))
+            setattr(model.get_submodule(owner), leaf, made)
+        runner = GPURunner(model, num_pages=PAGES, compiled=False, graphs=True)
+        shape = runner._shape(16, 32)
+        host = torch.zeros(shape.num_numbers, dtype=torch.int32)
+        runner._staging[shape] = host, host.to("cuda")
+
+        def watch(module: Any, arguments: tuple[Any, ...]) -> None:
+            x, cos, sin, attend = arguments
+            tensors = (x, cos, sin, module.attention.keys, *attend.rows[:6])
+            (device,) = {tensor.device.type for tensor in tensors}
+            seen.append(device)
+
+        for moved in runner.model.layers.values():
+            moved.block.register_forward_pre_hook(watch)
+        hidden = runner._hidden(runner._staging[shape][1], shape)
+        assert hidden.device.type == "cuda"
+    assert seen == ["cpu", "cpu", "cuda", "cuda"]
+    assert not runner._uses_graphs
