@@ -156,6 +156,7 @@ class Moved(nn.Module):
         return self.block(x, cos, sin, attend.on(self.device))
 
 
+@torch.no_grad()
 def fuse(model: Llama, num_pages: int, page_size: int, dtype: torch.dtype) -> None:
     """Rewrites a network's blocks, one after another; pages lie where a block's weights do."""
     for block in cast("list[Block]", list(model.layers.values())):

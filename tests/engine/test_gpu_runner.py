@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from puna.engine.batch import Batch
 from puna.engine.engine import Engine
-from puna.engine.fused import Joined, Separate, joined
+from puna.engine.fused import Joined, Moved, PagedAttend, Separate, joined
 from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
 from puna.engine.gpu_runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
-from puna.model import Llama, empty
+from puna.model import Llama
 from puna.quantize.linear import QuantizedLinear, replace_linears
 from puna.tokenizer import Tokenizer
 from tests.samples import random_model, small_config
@@ -185,31 +185,43 @@ def test_the_numbers_of_a_step() -> None:
     assert tables[:2].tolist() == [[5, 2, 0], [7, 0, 0]] and not tables[2:].any()
 
 
-def test_layers_on_two_devices() -> None:
-    # Fake tensors have devices and no memory: an operation of two devices is an error.
-    config = small_config(num_layers=4, context_length=64)
+@dataclass
+class Placed:
+    """Stands for a tensor, of which only the device counts."""
+
+    device: torch.device
+
+    def to(self, device: torch.device) -> Placed:
+        return Placed(device)
+
+
+def test_blocks_on_two_devices_get_what_they_read_there() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
     seen = []
-    with FakeTensorMode():
-        model = empty(config)
-        for name, weight in list(model.named_parameters()):
-            device = "cpu" if name.startswith(("layers.0.", "layers.1.")) else "cuda"
-            owner, _, leaf = name.rpartition(".")
-            made = nn.Parameter(torch.empty(weight.shape, device=device))
-            setattr(model.get_submodule(owner), leaf, made)
-        runner = GPURunner(model, num_pages=PAGES, compiled=False, graphs=True)
-        shape = runner._shape(16, 32)
-        host = torch.zeros(shape.num_numbers, dtype=torch.int32)
-        runner._staging[shape] = host, host.to("cuda")
 
-        def watch(module: Any, arguments: tuple[Any, ...]) -> None:
-            x, cos, sin, attend = arguments
-            tensors = (x, cos, sin, module.attention.keys, *attend.rows[:6])
-            (device,) = {tensor.device.type for tensor in tensors}
-            seen.append(device)
+    class Watched(nn.Module):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__()
+            self.device = device
 
-        for moved in runner.model.layers.values():
-            moved.block.register_forward_pre_hook(watch)
-        hidden = runner._hidden(runner._staging[shape][1], shape)
-        assert hidden.device.type == "cuda"
-    assert seen == ["cpu", "cpu", "cuda", "cuda"]
-    assert not runner._uses_graphs
+        def forward(self, *read: Any) -> Placed:
+            *tensors, attend = read
+            assert {tensor.device for tensor in tensors} == {self.device}
+            seen.append((self.device, attend))
+            return Placed(self.device)
+
+    near = PagedAttend(None, {cpu: (far := PagedAttend(None))})  # type: ignore[arg-type]
+    x, cos, sin = Placed(cuda), Placed(cuda), Placed(cuda)
+    for device in (cpu, cpu, cuda, cuda):
+        x = Moved(Watched(device), device)(x, cos, sin, near)
+    assert seen == [(cpu, far), (cpu, far), (cuda, near), (cuda, near)] and x.device == cuda
+
+
+def test_what_is_moved_is_computed_the_same() -> None:
+    runner, expected = runners(network(), graphs=False)
+    here = runner.model.norm.weight.device
+    for name, block in list(runner.model.layers.items()):
+        runner.model.layers[name] = Moved(block, here)
+    runner._others = {here}  # so that the rows are described once more
+    for step in STEPS:
+        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
