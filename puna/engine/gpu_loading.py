@@ -8,7 +8,6 @@ looked up, is in the type of the activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -166,4 +165,4 @@ def check_cpu(checkpoint: Checkpoint, needed: int) -> None:
 
 
 def _layer(name: str) -> str:
-    return cast(str, name.split(".")[1]) if in_blocks(name) else ""
+    return name.split(".")[1] if in_blocks(name) else ""

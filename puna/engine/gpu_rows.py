@@ -1,4 +1,4 @@
-"""A batch -> the numbers that a step on a GPU reads, padded to a shape it was compiled for. No torch.
+"""A batch -> the numbers that a step on a GPU reads, padded to a shape it was compiled for.
 
 Padding changes nothing: a row of padding writes its key to a scratch page beyond all real ones, and
 belongs to a tile of that page alone or to none.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,9 @@ def fill(out: Integers, batch: Batch, shape: Shape, page_size: int, scratch: int
             fields[name][number] = value
 
 
-def split(out: Integers, shape: Shape) -> tuple[dict[str, Integers], Integers]:
-    """The fields (rows,) and tables (rows, width) of a step's numbers, as views.
-
-    Works on any flat array that slices and reshapes, so on a tensor too.
-    """
+def split(out: Any, shape: Shape) -> tuple[dict[str, Any], Any]:
+    """The fields (rows,) and tables (rows, width) of a step's numbers, as views of the flat
+    array, or tensor, that holds them."""
     rows = shape.rows
     fields = {name: out[i * rows : (i + 1) * rows] for i, name in enumerate(FIELDS)}
     return fields, out[len(FIELDS) * rows : shape.num_numbers].reshape(rows, shape.width)

@@ -73,7 +73,7 @@ class GPURunner:
                 model.layers[name] = Moved(model.layers[name], device)
 
     def warm_up(self, buckets: tuple[int, ...] = DECODE_BUCKETS) -> None:
-        """Compiles, and captures where that is done, decoding of these batch sizes ahead of time."""
+        """Compiles and, where that is done, captures decoding of these batch sizes."""
         for size in buckets:
             each = np.arange(size, dtype=np.int32)
             table = np.full((size, 1), self.num_pages, np.int32)  # the scratch page
@@ -157,8 +157,7 @@ class GPURunner:
 def _described(numbers: Tensor, shape: Shape) -> tuple[Tensor, Rows]:
     """The tokens of a step's numbers, and where its rows lie."""
     fields, tables = split(numbers, shape)
-    names = ("starts", "counts", "owners")
-    tiles = (fields[name] for name in names)
+    tiles = (fields["starts"], fields["counts"], fields["owners"])
     rows = Rows(
         fields["positions"], fields["slots"], tables, *tiles, tile=shape.tile, splits=shape.splits
     )

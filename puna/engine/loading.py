@@ -59,9 +59,9 @@ def load_runner(
 ) -> Runner:
     """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
 
-    On a CPU that is native code, and `dtype` "auto" means as stored; on CUDA the network with packed
-    weights and captured graphs; elsewhere, and without native code, the plain network, which is
-    said. `kv_tokens` None takes what suits the memory that is free,
+    On a CPU that is native code, and `dtype` "auto" means as stored; on CUDA the network with its
+    weights packed and decoding captured; elsewhere, and without native code, the plain network,
+    which is said. `kv_tokens` None takes what suits the memory that is free,
     at least one context. Raises ValueError, before reading weights, for what does not fit.
     """
     if device.startswith("cuda"):
@@ -106,9 +106,7 @@ def load_runner(
     return TorchRunner(network, num_pages=-(-num_tokens // TorchRunner.page_size))
 
 
-def _gpu_runner(
-    checkpoint: Checkpoint, device: str, dtype: str, kv_tokens: int | None
-) -> Runner:
+def _gpu_runner(checkpoint: Checkpoint, device: str, dtype: str, kv_tokens: int | None) -> Runner:
     if dtype not in (*DTYPES, *GPU_DTYPES):
         raise ValueError(f"no dtype {dtype!r}; there are: {', '.join((*DTYPES, *GPU_DTYPES))}")
     if importlib.util.find_spec("torch") is None:

@@ -63,7 +63,7 @@ def packed_linear_op(
 
 
 @packed_linear_op.register_kernel("cuda")
-def _packed_linear_cuda(x: Tensor, *arguments: Tensor | None | str | int) -> Tensor:
+def _packed_linear_cuda(x: Tensor, *arguments: Tensor | str | int | None) -> Tensor:
     from puna.kernels.triton.packed_linear import packed_linear
 
     *tensors, name, group = arguments

@@ -1,4 +1,4 @@
-"""The GPU runner on the CPU, where it runs the definitions of its kernels, against `TorchRunner`."""
+"""The GPU runner against `TorchRunner`; on a CPU it runs the definitions of its kernels."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ def test_the_engine_writes_the_same(tokenizer: Tokenizer) -> None:
     for runner in runners(model):
         engine = Engine(runner, tokenizer, max_rows=24, max_sequences=5)
         params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-        requests = [
-            engine.add([1, *range(10, 10 + n)], params) for n in (1, 3, 30, 17, 16, 2, 40)
-        ]
+        requests = [engine.add([1, *range(10, 10 + n)], params) for n in (1, 3, 30, 17, 16, 2, 40)]
         while engine.has_work:
             engine.step()
         texts.append([request.result().outputs[0].token_ids for request in requests])

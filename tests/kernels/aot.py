@@ -65,9 +65,7 @@ def compiled(kernel: Any, types: dict[str, str], options: dict[str, int]) -> Any
     """Pointers and sizes multiples of 16, as they are in a model."""
     names = kernel.arg_names
     signature = {n: "constexpr" if n in options else types.get(n, "i32") for n in names}
-    aligned = [
-        i for i, n in enumerate(names) if signature[n].startswith("*") or n in SIZES
-    ]
+    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n in SIZES]
     source = ASTSource(
         fn=kernel,
         signature=signature,

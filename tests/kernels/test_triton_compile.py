@@ -1,4 +1,4 @@
-"""What Triton's interpreter does not see: that the kernels compile for the GPU they are meant for."""
+"""What Triton's interpreter does not see: that the kernels compile for a GPU."""
 
 from __future__ import annotations
 

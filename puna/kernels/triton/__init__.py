@@ -1,1 +1,1 @@
-"""GPU kernels. Each file holds one; what it computes is defined in plain torch beside this folder."""
+"""GPU kernels, one a file; what they compute is defined in plain torch beside this folder."""

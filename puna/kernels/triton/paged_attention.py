@@ -40,10 +40,10 @@ def attention_kernel(
     SHARED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out (SPLITS, R, H, D), each split's share normalised, and sums (SPLITS, R, H), log2 of its sum.
+    """out (SPLITS, R, H, D), each split's share normalised, and log2 of its sum (SPLITS, R, H).
 
-    SHARED query heads share a key/value head; a line m of the block is row m // SHARED.
-    """  # noqa: E501
+    SHARED query heads share a key/value head; line m of the block is of row m // SHARED.
+    """
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, count = tl.load(starts + tile), tl.load(counts + tile)
     line = tl.arange(0, BLOCK_M)
@@ -136,9 +136,8 @@ def attend(q_RHD: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
     out = torch.empty_like(q_RHD)
     parts, sums = out, out
     if splits > 1:
-        floats = {"device": q_RHD.device, "dtype": torch.float32}
-        parts = torch.empty(splits, *q_RHD.shape, **floats)
-        sums = torch.empty(splits, num_rows, num_heads, **floats)
+        parts = torch.empty(splits, *q_RHD.shape, device=q_RHD.device, dtype=torch.float32)
+        sums = torch.empty_like(parts[..., 0])
     options = attention_options(num_heads // num_kv_heads, width, rows.tile, page, splits)
     attention_kernel[(len(rows.starts), num_kv_heads, splits)](
         q_RHD, keys, values, *rows[:1], *rows[2:6], parts, sums,
