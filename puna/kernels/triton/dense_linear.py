@@ -5,6 +5,8 @@ More rows are left to the device's own library. Defined by `F.linear`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -31,10 +33,13 @@ def dense_one_row_kernel(
     tl.store(out + rows, result, mask=rows < num_outputs)
 
 
-def dense_linear(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
+def dense_linear(
+    x_RI: Tensor, weight_OI: Tensor, blocks: Mapping[str, int] | None = None
+) -> Tensor:
     """x (1, I) times the transpose of a weight (O, I); both contiguous."""
+    blocks = blocks or BLOCKS
     num_outputs, num_inputs = weight_OI.shape
     out = torch.empty(1, num_outputs, device=x_RI.device, dtype=x_RI.dtype)
-    grid = (triton.cdiv(num_outputs, BLOCKS["BLOCK_N"]),)
-    dense_one_row_kernel[grid](x_RI, weight_OI, out, num_outputs, num_inputs, **BLOCKS)
+    grid = (triton.cdiv(num_outputs, blocks["BLOCK_N"]),)
+    dense_one_row_kernel[grid](x_RI, weight_OI, out, num_outputs, num_inputs, **blocks)
     return out

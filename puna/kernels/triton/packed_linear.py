@@ -170,8 +170,17 @@ def rows_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 
-def packed_linear(x_RI: Tensor, tensors: Mapping[str, Tensor], name: str, group: int) -> Tensor:
-    """x (R, I), contiguous, times the transpose of the packed weight (O, I)."""
+def packed_linear(
+    x_RI: Tensor,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    group: int,
+    blocks: Mapping[str, int] | None = None,
+) -> Tensor:
+    """x (R, I), contiguous, times the transpose of the packed weight (O, I).
+
+    `blocks` are the sizes of tiles, and of `num_warps`, where not those of the functions below.
+    """
     num_rows, num_inputs = x_RI.shape
     num_outputs, num_groups = tensors["scales"].shape
     sizes = (num_outputs, num_inputs // RUN, num_groups)
@@ -183,11 +192,11 @@ def packed_linear(x_RI: Tensor, tensors: Mapping[str, Tensor], name: str, group:
     options = kernel_options(name, group)
     if num_rows == 1:
         out = x_RI.new_empty(1, num_outputs)
-        blocks = one_row_blocks(num_inputs)
+        blocks = blocks or one_row_blocks(num_inputs)
         grid = (triton.cdiv(num_outputs, blocks["BLOCK_N"]),)
         one_row_kernel[grid](x_RI, *pointers, out, *sizes, num_supers, **options, **blocks)
         return out
-    blocks = rows_blocks(num_rows)
+    blocks = blocks or rows_blocks(num_rows)
     tiles = triton.cdiv(num_outputs, blocks["BLOCK_N"]), triton.cdiv(num_rows, blocks["BLOCK_M"])
     steps = triton.cdiv(sizes[1], blocks["BLOCK_R"])
     splits = max(1, min(_PROGRAMS // (tiles[0] * tiles[1]), steps // 4))
