@@ -80,19 +80,18 @@ class Job:
 
 def seconds(job: Job, work: Callable[[], object], rounds: int | None = None) -> float:
     """The median time of a call, by the GPU's own clock where there is one."""
+    if not job.on_gpu:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
     times = []
     for _ in range((rounds or job.steps) + 3):
-        if job.on_gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            work()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) / 1000)
-        else:
-            started = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - started)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
     return statistics.median(times[3:])
 
 
@@ -141,7 +140,8 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
     from puna.kernels.triton import dense_linear, packed_linear
 
     dim, ffn = job.config.dim, job.config.ffn_dim
-    for num_outputs, num_inputs in ((3 * dim, dim), (2 * ffn, dim), (dim, ffn)):
+    shapes = ((3 * dim, dim), (2 * ffn, dim), (dim, ffn)) if job.on_gpu else ((16, 256),)
+    for num_outputs, num_inputs in shapes:
         x = normal(job, 1, num_inputs).to(job.dtype)
         for name in ("float", "int8", "int4", "q4_0", "q4_k", "q6_k", "q8_0"):
             # Several copies, so that no cache holds them.
@@ -161,6 +161,7 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
             best: tuple[float, str] = (0, "")
             usual = 0.0
             for blocks in sweep if job.on_gpu else sweep[:1]:
+
                 def all_of_them(calls: Any = calls, blocks: Any = blocks) -> None:
                     for call in calls:
                         call(blocks)
@@ -177,7 +178,7 @@ def decode(job: Job, limit: float) -> Iterator[Line]:
     for name in TYPES:
         runner = runner_of(job, name)
         read = weight_bytes(runner)
-        for batch in (1, 64):
+        for batch in (1, 64 if job.on_gpu else 3):
             step = decoding(job, runner, batch)
             whole = seconds(job, step)
             # The last shape that was used: what the GPU does alone, without the host's part.
@@ -437,8 +438,7 @@ def rows_batch(config: ModelConfig, sequences: int, begin: int, length: int) -> 
 
 
 def decoding(job: Job, runner: GPURunner, sequences: int) -> Callable[[], object]:
-    count = sequences if job.on_gpu else min(sequences, 3)
-    batch = rows_batch(job.config, count, CONTEXT, 1)
+    batch = rows_batch(job.config, sequences, CONTEXT, 1)
     runner.step(batch)
     return lambda: runner.step(batch)
 
@@ -573,7 +573,9 @@ def main() -> None:
 
 
 def show(line: Line) -> None:
-    print(f"{line.part:8} {line.name:44} {line.value:>12.5g} {line.unit:14} {line.note}", flush=True)
+    print(
+        f"{line.part:8} {line.name:44} {line.value:>12.5g} {line.unit:14} {line.note}", flush=True
+    )
 
 
 def write(path: Path | None, job: Job, lines: list[Line], failed: list[str]) -> None:
