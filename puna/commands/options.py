@@ -163,6 +163,14 @@ def lora_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def tensor_parallel_option(function: F) -> F:
+    """`--tensor-parallel`: one model in several processes."""
+    return click.option(
+        "--tensor-parallel", is_flag=True,
+        help="Share the model among the processes of torchrun --nproc-per-node N -m puna ...",
+    )(function)  # fmt: skip
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from puna.kernels.ops import dense_linear, paged_attention
 from puna.kernels.paged import Rows
 from puna.model import Attention, Block, FeedForward, Llama, rotate
+from puna.parallel.tensor import Sharded
 from puna.quantize.linear import QuantizedLinear
 
 
@@ -84,6 +85,8 @@ def joined(linears: Sequence[nn.Module]) -> nn.Module:
 
 def plain(linear: nn.Module) -> nn.Module:
     """A linear layer alone."""
+    if isinstance(linear, Sharded):
+        linear.linear = plain(linear.linear)
     return DenseLinear(linear.weight.data) if isinstance(linear, nn.Linear) else linear
 
 

@@ -19,6 +19,8 @@ from puna.engine.memory import free_memory
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.network import read_tensor
 from puna.model import Llama, empty
+from puna.parallel.ranks import Ranks, least
+from puna.parallel.tensor import check, place
 from puna.quantize.block_schemes import BLOCK_SCHEMES, planes
 from puna.quantize.linear import QuantizedLinear, in_blocks
 from puna.quantize.schemes import SCHEMES, scheme_for_bits
@@ -70,11 +72,11 @@ def read_network(
     checkpoint: Checkpoint,
     dtype: str,
     device_of: Callable[[str], torch.device],
-    place: Place = lambda name, module: module,
+    placed: Place = lambda name, module: module,
 ) -> Llama:
     """The network with each tensor on the device that `device_of` its name says.
 
-    `place` may put another module in place of a linear layer (a rank's share of it), before the
+    `placed` may put another module in place of a linear layer (a rank's share of it), before the
     next is read.
     """
     compute = compute_type(checkpoint, dtype)
@@ -84,7 +86,7 @@ def read_network(
         path = name.removesuffix(".weight")
         if isinstance(model.get_submodule(path), nn.Linear):
             linear = read_linear(name, tensor, dtype, compute, device)
-            model.set_submodule(path, place(path, linear))
+            model.set_submodule(path, placed(path, linear))
         else:
             weight = read_tensor(tensor).to(device=device, dtype=compute)
             owner = model.get_submodule(path)
@@ -127,25 +129,43 @@ def load_gpu_runner(
     *,
     kv_tokens: int | None = None,
     free: int | None = None,
+    ranks: Ranks | None = None,
 ) -> GPURunner:
     """The runner of a checkpoint on a GPU; layers that do not fit it run on the CPU.
 
-    `free` bytes of the GPU are used (None: what is free, less a reserve). Raises ValueError,
-    before weights are read, where it cannot be.
+    `free` bytes of the GPU are used (None: what is free, less a reserve). With `ranks`, one
+    process's share of it. Raises ValueError, before weights are read, where it cannot be.
     """
-    target = torch.device(device)
+    target = torch.device(device) if ranks is None else ranks.device
     config = checkpoint.config
-    sizes = sizes_of(checkpoint, dtype)
+    if ranks is not None:
+        check(config, ranks.size)
+    size = 1 if ranks is None else ranks.size
+    sizes = sizes_of(checkpoint, dtype, size)
     if free is None:
-        free = int(torch.cuda.mem_get_info(target)[0] * _SHARE)
+        free = _free(target, size)
+    if ranks is not None:
+        free = least(free, ranks)
     context = config.context_length
     num_tokens = kv_tokens or plan_tokens(sizes, context, _CONTEXTS * context, free)
     on_cpu = plan_layers(sizes, num_tokens, free, checkpoint.path)
     check_cpu(checkpoint, cpu_bytes(sizes, on_cpu, num_tokens))
     names = layer_devices(config.num_layers, on_cpu, target)
-    model = read_network(checkpoint, dtype, lambda name: names.get(_layer(name), target))
+
+    def placed(path: str, linear: nn.Module) -> nn.Module:
+        return linear if ranks is None else place(path, linear, ranks)
+
+    model = read_network(checkpoint, dtype, lambda name: names.get(_layer(name), target), placed)
     num_pages = -(-num_tokens // GPURunner.page_size)
     return GPURunner(model, num_pages=num_pages)
+
+
+def _free(device: torch.device, ranks: int) -> int:
+    """Bytes to plan with; processes on one CPU share its memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    free = free_memory()
+    return 1 << 62 if free is None else int(free * _SHARE) // ranks
 
 
 def layer_devices(num_layers: int, on_cpu: int, target: torch.device) -> Mapping[str, torch.device]:

@@ -56,16 +56,19 @@ def load_runner(
     kv_tokens: int | None = None,
     num_threads: int | None = None,
     cache_folder: Path | None = None,
+    tensor_parallel: bool = False,
 ) -> Runner:
     """What runs a checkpoint, with pages for the keys and values of `kv_tokens` tokens.
 
     On a CPU that is native code, and `dtype` "auto" means as stored; on CUDA the network with its
     weights packed and decoding captured; elsewhere, and without native code, the plain network,
     which is said. `kv_tokens` None takes what suits the memory that is free,
-    at least one context. Raises ValueError, before reading weights, for what does not fit.
+    at least one context. With `tensor_parallel` the processes that torchrun started share the
+    model: in all but the first this call does not return, and ends the process when the first
+    ends. Raises ValueError, before reading weights, for what does not fit.
     """
-    if device.startswith("cuda"):
-        return _gpu_runner(checkpoint, device, dtype, kv_tokens)
+    if device.startswith("cuda") or tensor_parallel:
+        return _gpu_runner(checkpoint, device, dtype, kv_tokens, tensor_parallel)
     if dtype in GPU_DTYPES:
         raise ValueError(f"the dtype {dtype} runs on a GPU (--device cuda), not on {device}")
     if dtype not in DTYPES:
@@ -106,15 +109,28 @@ def load_runner(
     return TorchRunner(network, num_pages=-(-num_tokens // TorchRunner.page_size))
 
 
-def _gpu_runner(checkpoint: Checkpoint, device: str, dtype: str, kv_tokens: int | None) -> Runner:
+def _gpu_runner(
+    checkpoint: Checkpoint, device: str, dtype: str, kv_tokens: int | None, tensor_parallel: bool
+) -> Runner:
     if dtype not in (*DTYPES, *GPU_DTYPES):
         raise ValueError(f"no dtype {dtype!r}; there are: {', '.join((*DTYPES, *GPU_DTYPES))}")
     if importlib.util.find_spec("torch") is None:
         raise ValueError(f"the device {device} needs torch: install puna[train]")
     check_device(device)
-    if importlib.util.find_spec("triton") is None:
+    if device != "cpu" and importlib.util.find_spec("triton") is None:
         raise ValueError("GPUs need Triton, which torch's CUDA packages bring: pip install triton")
 
     from puna.engine.gpu_loading import load_gpu_runner
 
-    return load_gpu_runner(checkpoint, device, dtype, kv_tokens=kv_tokens)
+    if not tensor_parallel:
+        return load_gpu_runner(checkpoint, device, dtype, kv_tokens=kv_tokens)
+
+    from puna.engine.parallel_runner import LeadingRunner, follow
+    from puna.parallel.ranks import join
+
+    ranks = join(device)
+    runner = load_gpu_runner(checkpoint, device, dtype, kv_tokens=kv_tokens, ranks=ranks)
+    if ranks.rank == 0:
+        return LeadingRunner(runner, ranks)
+    follow(runner, ranks)
+    raise SystemExit(0)
