@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +149,16 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
             if name == "float":
                 made = [normal(job, num_outputs, num_inputs).to(job.dtype) for _ in range(3)]
                 size, sweep = made[0].nbytes, dense_blocks(num_inputs)
-                calls = [lambda b, w=w: dense_linear.dense_linear(x, w, b) for w in made]
+                calls = [partial(dense_linear.dense_linear, x, weight) for weight in made]
             else:
-                packed = [random_packed(name, num_outputs, num_inputs, job.device)
-                          for _ in range(4)]  # fmt: skip
+                packed = [
+                    random_packed(name, num_outputs, num_inputs, job.device) for _ in range(4)
+                ]
                 size = sum(t.nbytes for t in packed[0][0].values())
                 sweep = one_row_blocks(num_inputs)
                 calls = [
-                    lambda b, p=p, n=name: packed_linear.packed_linear(x, p[0], n, p[1], b)
-                    for p in packed
+                    partial(packed_linear.packed_linear, x, tensors, name, group)
+                    for tensors, group in packed
                 ]
             best: tuple[float, str] = (0, "")
             usual = 0.0
@@ -327,13 +329,13 @@ def bf16_network(job: Job, limit: float) -> Iterator[Line]:
 
 PARTS: dict[str, Callable[[Job, float], Iterator[Line]]] = {
     "check": checks,
-    "decode": decode,
-    "matrix": matrices,
     "bf16": bf16_network,
     "fp8": fp8,
     "gptq": gptq,
-    "gpt-fast": gpt_fast_peer,
+    "decode": decode,
     "transformers": transformers_peer,
+    "gpt-fast": gpt_fast_peer,
+    "matrix": matrices,
 }
 
 
@@ -418,7 +420,7 @@ def runner_of(job: Job, name: str) -> GPURunner:
 def weight_bytes(runner: GPURunner) -> int:
     """Bytes of weights that a step reads: of an embedding that is no head, only rows."""
     model = runner.model
-    tensors = [*model.parameters(), *(b for n, b in model.named_buffers() if "keys" not in n)]
+    tensors = (*model.parameters(), *model.buffers())
     pages = {id(t) for a in runner._attentions for t in (a.keys, a.values)}
     total = sum(tensor.nbytes for tensor in tensors if id(tensor) not in pages)
     return total - (0 if model.config.tied else model.tok_embeddings.weight.nbytes)
@@ -561,6 +563,9 @@ def main() -> None:
                 lines.append(line)
                 show(line)
                 write(args.json, job, lines, failed)
+                if time.perf_counter() - started > args.seconds:
+                    failed.append(f"{name}: cut short")
+                    break
         except Exception as problem:  # the other parts shall still run
             traceback.print_exc()
             print(f"{name} failed: {str(problem).splitlines()[:1]}", flush=True)

@@ -66,21 +66,31 @@ def joined(linears: Sequence[nn.Module]) -> nn.Module:
     if all(isinstance(linear, nn.Linear) for linear in linears):
         weights = [cast(Tensor, linear.weight) for linear in linears]
         return Joined(DenseLinear(torch.cat(weights)), [len(weight) for weight in weights])
-    kinds = {
-        (x.scheme.name, x.group_size, "order" in x._buffers)
-        for x in linears
-        if isinstance(x, QuantizedLinear)
-    }
-    quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
-    if len(quantized) < len(linears) or len(kinds) > 1 or kinds.pop()[2]:
+    quantized = [linear for linear in linears if isinstance(linear, QuantizedLinear)]
+    if len(quantized) < len(linears) or not _alike(quantized):
         return Separate([plain(linear) for linear in linears])
     first = quantized[0]
     tensors = {
-        name: torch.cat([cast(Tensor, x._buffers[name]) for x in quantized])
-        for name in first._buffers
+        name: tensor if name == "order" else torch.cat([x.get_buffer(name) for x in quantized])
+        for name, tensor in first.named_buffers()
     }
     linear = QuantizedLinear(first.scheme, tensors, first.group_size)
     return Joined(linear, [x.out_features for x in quantized])
+
+
+def _alike(linears: Sequence[QuantizedLinear]) -> bool:
+    """Whether rows of all can lie in one matrix: the same packing, and order of inputs."""
+    first = linears[0]
+    order = dict(first.named_buffers()).get("order")
+    for linear in linears[1:]:
+        other = dict(linear.named_buffers()).get("order")
+        if (linear.scheme, linear.group_size) != (first.scheme, first.group_size):
+            return False
+        if (order is None) != (other is None):
+            return False
+        if order is not None and other is not None and not torch.equal(order, other):
+            return False
+    return True
 
 
 def plain(linear: nn.Module) -> nn.Module:

@@ -86,14 +86,12 @@ class GPURunner:
             for attention in self._attentions:
                 for pages in (attention.keys, attention.values):
                     pages[target] = pages[source]
-        # One shape of compiled code for each bucket: more than dynamo expects of a function.
-        with torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1024):
-            if is_decode(batch):
-                return self._decode(batch)
-            shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), _TILE)
-            hidden = self._hidden(self._staged(batch, shape), shape)
-            wanted = torch.from_numpy(batch.outputs.astype(np.int64)).to(self._device)
-            return self._logits(hidden[wanted]).cpu().numpy()
+        if is_decode(batch):
+            return self._decode(batch)
+        shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), _TILE)
+        hidden = self._hidden(self._staged(batch, shape), shape)
+        wanted = torch.from_numpy(batch.outputs.astype(np.int64)).to(self._device)
+        return self._logits(hidden[wanted]).cpu().numpy()
 
     def _decode(self, batch: Batch) -> NDArray[np.float32]:
         shape = self._shape(bucket(len(batch.tokens), DECODE_BUCKETS), 1)
@@ -130,7 +128,9 @@ class GPURunner:
             device: PagedAttend(_described(host.to(device), shape)[1]) for device in self._others
         }
         attend = cast(Callable[..., Tensor], PagedAttend(rows, others))
-        return self.model(tokens[None], rows.positions[None], attend)[0]
+        # One shape of compiled code for each bucket: more than dynamo expects of a function.
+        with torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1024):
+            return self.model(tokens[None], rows.positions[None], attend)[0]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return next_token_logits(self.model, hidden).float()
@@ -149,7 +149,8 @@ class GPURunner:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads (a collective's watchdog) may ask the GPU things meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits = self._logits(self._hidden(numbers, shape))
         return graph, logits
 

@@ -1,1 +1,1 @@
-"""A network on several devices. Needs torch.distributed; training and generation both build on it."""
+"""A network on several devices, by torch.distributed; for generation, and for training."""

@@ -1,4 +1,4 @@
-"""Which of several processes this is. They are started by torchrun, each with a device of its own."""
+"""Which of several processes this is; torchrun starts them, each with a device of its own."""
 
 from __future__ import annotations
 

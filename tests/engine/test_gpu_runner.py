@@ -20,11 +20,13 @@ from puna.engine.gpu_runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
 from puna.model import Llama
+from puna.quantize.gptq import GPTQSettings, quantize_matrix
 from puna.quantize.linear import QuantizedLinear, replace_linears
 from puna.tokenizer import Tokenizer
 from tests.samples import random_model, small_config
 
 PAGES = 24
+SETTINGS = GPTQSettings(group_size=32)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -156,6 +158,25 @@ def test_what_is_of_different_kinds_stays_apart() -> None:
             module = joined(linears)
             assert isinstance(module, kind)
             for found, linear in zip(module(x), linears, strict=True):
+                torch.testing.assert_close(found, linear(x))
+
+
+def test_inputs_in_the_same_order_are_read_once() -> None:
+    def made(seed: int, order: int) -> QuantizedLinear:
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(16, 128, generator=generator)
+        x = torch.linspace(2, 0.1, 128).roll(order) * torch.randn(256, 128, generator=generator)
+        grouped = quantize_matrix(weight, torch.diag((x.T @ x).diag()), SETTINGS)
+        return QuantizedLinear.from_grouped(grouped, "int4")
+
+    x = torch.randn(3, 128)
+    same = made(0, 0)
+    with torch.no_grad():
+        for other, kind in ((copy.deepcopy(same), Joined), (made(1, 40), Separate)):
+            other.scales *= 2
+            module = joined([same, other])
+            assert isinstance(module, kind) and "order" in dict(same.named_buffers())
+            for found, linear in zip(module(x), (same, other), strict=True):
                 torch.testing.assert_close(found, linear(x))
 
 
