@@ -155,7 +155,7 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
                     random_packed(name, num_outputs, num_inputs, job.device) for _ in range(4)
                 ]
                 size = sum(t.nbytes for t in packed[0][0].values())
-                sweep = one_row_blocks(num_inputs)
+                sweep = one_row_blocks(num_inputs, num_outputs)
                 calls = [
                     partial(packed_linear.packed_linear, x, tensors, name, group)
                     for tensors, group in packed
@@ -489,15 +489,15 @@ def some_rows(job: Job, tile: int, splits: int) -> tuple[paged.Rows, int]:
     return paged.Rows(*on_device, tile=tile, splits=splits), tables.numel()
 
 
-def one_row_blocks(num_inputs: int) -> list[dict[str, int]]:
+def one_row_blocks(num_inputs: int, num_outputs: int) -> list[dict[str, int]]:
     """Tile sizes to try, the usual ones first."""
     from puna.kernels.triton.packed_linear import one_row_blocks as usual
 
-    runs = usual(num_inputs)["BLOCK_R"]
-    sizes = [(1, runs, 4), (2, runs, 4), (8, runs, 4), (4, runs // 2, 2), (8, runs // 2, 2),
-             (4, 2 * runs, 8), (2, 2 * runs, 8), (16, runs // 4, 4), (8, runs // 4, 1)]  # fmt: skip
-    others = [{"BLOCK_N": n, "BLOCK_R": max(1, r), "num_warps": w} for n, r, w in sizes]
-    return [usual(num_inputs), *others]
+    first = usual(num_inputs, num_outputs)
+    runs = first["BLOCK_R"]
+    sizes = [(2, runs, 4), (4, runs, 4), (8, runs, 4), (4, runs // 2, 2), (8, runs // 2, 2),
+             (4, 2 * runs, 8), (8, 2 * runs, 8), (8, runs // 4, 1)]  # fmt: skip
+    return [first, *({"BLOCK_N": n, "BLOCK_R": max(1, r), "num_warps": w} for n, r, w in sizes)]
 
 
 def dense_blocks(num_inputs: int) -> list[dict[str, int]]:

@@ -16,6 +16,7 @@ from puna.kernels.layouts import LAYOUTS
 from puna.kernels.triton import dense_linear as dense
 from puna.kernels.triton import packed_linear as packed
 from puna.kernels.triton import paged_attention as attention
+from puna.kernels.triton.nibble_row import nibble_row_kernel
 
 TARGET = GPUTarget("cuda", 90, 32)
 SIZES = ("num_outputs", "num_inputs", "num_runs", "num_groups", "num_supers", "WIDTH", "k_stride")
@@ -41,7 +42,18 @@ def cases() -> Iterator[Case]:
     for name in LAYOUTS:
         options = packed.kernel_options(name, groups.get(name, 32))
         types = packed_types(name, "*bf16")
-        one = options | packed.one_row_blocks(4096)
+        one = options | packed.one_row_blocks(4096, 8192)
+        if name == "int8":
+            one["num_groups"] = 1  # a launch makes a constant of every 1
+        if packed.has_nibbles(name, options["GROUP"]):
+            names = nibble_row_kernel.arg_names
+            yield (
+                f"one row, {name}",
+                nibble_row_kernel,
+                {key: types.get(key, "*i32") for key in names if key in types or key == "words"},
+                {key: value for key, value in one.items() if key in names},
+            )
+            continue
         yield f"one row, {name}", packed.one_row_kernel, types, one
     for name, floats in (("int4", "*bf16"), ("q5_k", "*fp16"), ("q6_k", "*bf16")):
         options = packed.kernel_options(name, groups.get(name, 32))
@@ -55,9 +67,12 @@ def cases() -> Iterator[Case]:
         types |= dict.fromkeys(("positions", "tables", "starts", "counts", "owners"), "*i32")
         types |= {"sums": "*fp32", "scale": "fp32", "slots": "*i32"}
         options = attention.attention_options(shared, 128, tile, 16, splits)
+        if splits > 1:
+            types |= {"out": "*fp32", "parts": "*fp32"}
+            options["num_kv_heads"] = 1
         yield f"attention, {floats}", attention.attention_kernel, types, options
         combine = attention.combine_options(128, max(2, splits))
-        yield f"combine, {floats}", attention.combine_kernel, types, combine
+        yield f"combine, {floats}", attention.combine_kernel, types | {"out": floats}, combine
         yield f"store, {floats}", attention.store_kernel, types, {"BLOCK": 1024}
 
 

@@ -4,7 +4,8 @@ Decoding reads each weight once for one row, so that memory is the limit: a prog
 outputs and all inputs, a thread 16 bytes of codes at a time. It sums codes * x over half a run, in
 float32, before it multiplies by the scale; the offset is multiplied by the sum of x alone. With
 more rows, tiles of weights are unpacked to x's type for the tensor cores; where outputs alone make
-too few programs the inputs are split, and the parts summed in a fixed order.
+too few programs the inputs are split, and the parts summed in a fixed order. One row times codes
+of 4 bits has a kernel of its own (`nibble_row.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from puna.kernels.layouts import LAYOUTS, RUN
+from puna.kernels.triton.nibble_row import nibble_row_kernel
+from puna.kernels.triton.scales import scale_offset
 
 _OFFSETS = {"zeros": 0, "middle": 1, "minimums": 2}
 _PROGRAMS = 264  # that fill a large GPU twice
@@ -55,28 +58,6 @@ def _codes(
 
 
 @triton.jit
-def _scale_offset(
-    scales, zeros, supers, super_zeros, row, run, half, num_groups, num_supers, mask,
-    GROUP: tl.constexpr, OFFSET: tl.constexpr, MIDDLE: tl.constexpr, SUPERS: tl.constexpr,
-):  # fmt: skip
-    """Scale and offset (N, R) of one half of some runs."""
-    place = row * num_groups + (run * 32 + half * 16) // GROUP
-    scale = tl.load(scales + place, mask=mask, other=0).to(tl.float32)
-    if SUPERS:
-        above = row * num_supers + run // 8
-        scale *= tl.load(supers + above, mask=mask, other=0).to(tl.float32)
-    if OFFSET == 1:
-        offset = scale * MIDDLE
-    else:
-        offset = tl.load(zeros + place, mask=mask, other=0).to(tl.float32)
-        if OFFSET == 0:
-            offset *= scale
-        elif SUPERS:
-            offset *= tl.load(super_zeros + above, mask=mask, other=0).to(tl.float32)
-    return scale, offset
-
-
-@triton.jit
 def one_row_kernel(
     x, codes, twos, ones, scales, zeros, supers, super_zeros, out,
     num_outputs, num_runs, num_groups, num_supers,
@@ -104,13 +85,13 @@ def one_row_kernel(
         sum_high = tl.sum(high * x_high[None, :, :], axis=2)
         ones_low = tl.sum(x_low, axis=1)[None, :]
         ones_high = tl.sum(x_high, axis=1)[None, :]
-        scale, offset = _scale_offset(
+        scale, offset = scale_offset(
             scales, zeros, supers, super_zeros, row, run, 0, num_groups, num_supers, mask,
             GROUP, OFFSET, MIDDLE, SUPERS,
         )  # fmt: skip
         if GROUP % 32 != 0:
             total += scale * sum_low - offset * ones_low
-            scale, offset = _scale_offset(
+            scale, offset = scale_offset(
                 scales, zeros, supers, super_zeros, row, run, 1, num_groups, num_supers, mask,
                 GROUP, OFFSET, MIDDLE, SUPERS,
             )  # fmt: skip
@@ -145,13 +126,13 @@ def rows_kernel(
         low, high = _codes(
             codes, twos, ones, row, run, lane, num_runs, mask, LOW, TWOS, ONES
         )  # fmt: skip
-        scale, offset = _scale_offset(
+        scale, offset = scale_offset(
             scales, zeros, supers, super_zeros, row, run, 0, num_groups, num_supers, mask,
             GROUP, OFFSET, MIDDLE, SUPERS,
         )  # fmt: skip
         low = scale[:, :, None] * low - offset[:, :, None]
         if GROUP % 32 != 0:
-            scale, offset = _scale_offset(
+            scale, offset = scale_offset(
                 scales, zeros, supers, super_zeros, row, run, 1, num_groups, num_supers, mask,
                 GROUP, OFFSET, MIDDLE, SUPERS,
             )  # fmt: skip
@@ -192,8 +173,13 @@ def packed_linear(
     options = kernel_options(name, group)
     if num_rows == 1:
         out = x_RI.new_empty(1, num_outputs)
-        blocks = blocks or one_row_blocks(num_inputs)
+        blocks = blocks or one_row_blocks(num_inputs, num_outputs)
         grid = (triton.cdiv(num_outputs, blocks["BLOCK_N"]),)
+        if has_nibbles(name, group):
+            pointers = [pointers[0].view(torch.int32), *pointers[3:]]
+            options = {key: options[key] for key in ("GROUP", "OFFSET", "MIDDLE", "SUPERS")}
+            nibble_row_kernel[grid](x_RI, *pointers, out, *sizes, num_supers, **options, **blocks)
+            return out
         one_row_kernel[grid](x_RI, *pointers, out, *sizes, num_supers, **options, **blocks)
         return out
     blocks = blocks or rows_blocks(num_rows)
@@ -224,9 +210,18 @@ def kernel_options(name: str, group: int) -> dict[str, int]:
     }
 
 
-def one_row_blocks(num_inputs: int) -> dict[str, int]:
-    """Outputs and runs of a program's tile: a run for each of 128 threads."""
-    return {"BLOCK_N": 4, "BLOCK_R": min(128, triton.next_power_of_2(num_inputs // RUN))}
+def has_nibbles(name: str, group: int) -> bool:
+    """Whether `nibble_row_kernel` takes a layout: codes of 4 bits alone, whole runs a group."""
+    return LAYOUTS[name].planes == (4,) and group % RUN == 0
+
+
+def one_row_blocks(num_inputs: int, num_outputs: int) -> dict[str, int]:
+    """Outputs and runs of a program's tile: a run for each of 128 threads.
+
+    More outputs share the work on x, where enough programs are left.
+    """
+    block_n = 8 if num_outputs >= 8192 else 4
+    return {"BLOCK_N": block_n, "BLOCK_R": min(128, triton.next_power_of_2(num_inputs // RUN))}
 
 
 def rows_blocks(num_rows: int) -> dict[str, int]:
