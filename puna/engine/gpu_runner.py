@@ -90,6 +90,8 @@ class GPURunner:
             return self._decode(batch)
         shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), _TILE)
         hidden = self._hidden(self._staged(batch, shape), shape)
+        if len(batch.outputs) == 0:
+            return np.empty((0, self.config.vocab_size), np.float32)
         wanted = torch.from_numpy(batch.outputs.astype(np.int64)).to(self._device)
         return self._logits(hidden[wanted]).cpu().numpy()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ def batch_of(*parts: tuple[int, int, list[int]], copies: Any = (), every: bool =
 
 STEPS = (
     batch_of((0, 40, [3, 9, 1]), every=True),  # a prompt alone, more than a tile
+    replace(batch_of((0, 3, [6])), outputs=np.array([], np.int32)),  # only a prompt's beginning
     batch_of((40, 41, [3, 9, 1]), (0, 5, [4])),  # a decoding row and a chunk
     batch_of((41, 42, [3, 9, 1]), (5, 20, [4, 8]), (0, 1, [11])),
     batch_of((42, 43, [3, 9, 1]), (20, 21, [4, 8]), (1, 2, [11])),  # decoding, 3 in a bucket of 4
