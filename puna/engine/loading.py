@@ -116,7 +116,8 @@ def _gpu_runner(
         raise ValueError(f"no dtype {dtype!r}; there are: {', '.join((*DTYPES, *GPU_DTYPES))}")
     if importlib.util.find_spec("torch") is None:
         raise ValueError(f"the device {device} needs torch: install puna[train]")
-    check_device(device)
+    if not (tensor_parallel and _has_gpu()):  # each process tries its own GPU alone
+        check_device(device)
     if device != "cpu" and importlib.util.find_spec("triton") is None:
         raise ValueError("GPUs need Triton, which torch's CUDA packages bring: pip install triton")
 
@@ -134,3 +135,9 @@ def _gpu_runner(
         return LeadingRunner(runner, ranks)
     follow(runner, ranks)
     raise SystemExit(0)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

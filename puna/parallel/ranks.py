@@ -23,7 +23,7 @@ class Ranks:
 def join(device: str) -> Ranks:
     """Meets the other processes; "cuda" becomes this process's own GPU.
 
-    Raises ValueError where this process was not started by torchrun.
+    Raises ValueError where this process was not started by torchrun, or has no GPU of its own.
     """
     kind = torch.device(device).type
     if not dist.is_initialized():
@@ -37,6 +37,11 @@ def join(device: str) -> Ranks:
     own = torch.device(kind)
     if kind == "cuda":
         own = torch.device(kind, dist.get_node_local_rank())
+        if own.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {own.index} of this machine has no GPU of its own; there are "
+                f"{torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(own)
     control = dist.new_group(backend="gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)

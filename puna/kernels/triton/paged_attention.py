@@ -120,8 +120,12 @@ def combine_kernel(
 
 
 def store(k_RKD: Tensor, v_RKD: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """As `paged.store`; a row's heads must lie together."""
+    """As `paged.store`."""
     width = keys.shape[2] * keys.shape[3]
+    # A row's heads must lie together; rows may be those of a wider matrix.
+    k_RKD, v_RKD = (
+        x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (k_RKD, v_RKD)
+    )
     store_kernel[(len(slots),)](
         k_RKD, v_RKD, keys, values, slots, k_RKD.stride(0), v_RKD.stride(0), width,
         BLOCK=min(1024, triton.next_power_of_2(width)),
