@@ -121,6 +121,9 @@ def test_logits_equal_the_single_process(
         found = np.load(folder / f"{name}-{dtype}.npz")
         for step, key in zip(STEPS, found.files, strict=True):
             expected = alone.step(step)
+            assert found[key].shape == expected.shape
+            if not len(expected):
+                continue
             distance = np.linalg.norm(found[key] - expected) / np.linalg.norm(expected)
             assert distance < 1e-5
         (folder / f"{name}-{dtype}.npz").unlink()
