@@ -65,6 +65,7 @@ class GPURunner:
         # A graph holds what one GPU does.
         self._uses_graphs = (on_cuda if graphs is None else graphs) and not self._others
         if on_cuda if compiled is None else compiled:
+            model.norm.compile(fullgraph=True, dynamic=False)
             for block, device in zip(blocks, devices, strict=True):
                 if device == self._device:
                     block.compile(fullgraph=True, dynamic=False)

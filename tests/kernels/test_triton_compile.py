@@ -22,4 +22,4 @@ def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=280, env=os.environ | settings,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "25 kernels compiled" in done.stdout
+    assert done.stdout.endswith("all compiled\n")
