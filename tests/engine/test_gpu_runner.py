@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +116,51 @@ def test_results_do_not_depend_on_the_bucket() -> None:
         only = np.array([0], np.int32)
         alone = Batch(tokens_of(5)[row : row + 1], only, only, only[:, None] + row, only)
         np.testing.assert_allclose(runner.step(alone)[0], logits[row], atol=1e-5)
+
+
+class NoStream:
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+class NoGraph:
+    """Stands for a CUDA graph; what a replay does is set from outside."""
+
+    replay: Any
+
+    def pool(self) -> None:
+        return None
+
+
+def test_decoding_is_captured_once_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: NoStream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: NoStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", NoGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
+    capture, shapes, replays = GPURunner._captured, [], []
+
+    def recorded(self: GPURunner, shape: Shape) -> Any:
+        graph, logits = capture(self, shape)
+        numbers = self._staging[shape][1]
+        shapes.append(shape.rows)
+
+        def replay() -> None:  # reads and writes what the capture saw, at the same places
+            replays.append(shape.rows)
+            logits.copy_(self._logits(self._hidden(numbers, shape)))
+
+        graph.replay = replay
+        return graph, logits
+
+    monkeypatch.setattr(GPURunner, "_captured", recorded)
+    model = network()
+    expected = TorchRunner(copy.deepcopy(model), num_pages=PAGES)
+    runner = GPURunner(model, num_pages=PAGES, compiled=False, graphs=True)
+    for step in (*STEPS, *STEPS[-4:]):
+        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+    assert shapes == [4, 2, 1] and replays == [4, 2, 1, 4, 2, 1]
+    runner.warm_up((1, 8))
+    assert shapes == [4, 2, 1, 8]
 
 
 def test_layers_are_compiled_once_for_all() -> None:
