@@ -63,7 +63,9 @@ class LLM:
             "num_threads": num_threads,
             "cache_folder": None if cache_folder is None else Path(cache_folder),
         }
-        runner = load_runner(model, device, dtype, kv_tokens=kv_tokens, tensor_parallel=tensor_parallel, **options)
+        runner = load_runner(
+            model, device, dtype, kv_tokens=kv_tokens, tensor_parallel=tensor_parallel, **options
+        )
         drafter: Drafter | None = None
         if draft == PROMPT_LOOKUP:
             drafter = PromptLookup()

@@ -62,10 +62,11 @@ def load_runner(
 
     On a CPU that is native code, and `dtype` "auto" means as stored; on CUDA the network with its
     weights packed and decoding captured; elsewhere, and without native code, the plain network,
-    which is said. `kv_tokens` None takes what suits the memory that is free,
-    at least one context. With `tensor_parallel` the processes that torchrun started share the
-    model: in all but the first this call does not return, and ends the process when the first
-    ends. Raises ValueError, before reading weights, for what does not fit.
+    which is said. `kv_tokens` None takes what suits the memory that is free, at least one context.
+    A large model's weights, packed for the CPU, are kept in `cache_folder` (None: not). With
+    `tensor_parallel` the processes that torchrun started share the model: in all but the first
+    this call does not return, and ends the process when the first ends. Raises ValueError, before
+    reading weights, for what does not fit.
     """
     if device.startswith("cuda") or tensor_parallel:
         return _gpu_runner(checkpoint, device, dtype, kv_tokens, tensor_parallel)
