@@ -233,6 +233,19 @@ def test_buckets_and_splits() -> None:
     assert splits_for(64, 32, 528, 16) == 1
 
 
+@pytest.mark.parametrize("rows", [1, 2, 6, 8])
+def test_fields_begin_at_sixteen_bytes_and_do_not_overlap(rows: int) -> None:
+    shape = Shape(rows, tile=1, width=5, splits=1)
+    out = np.zeros(shape.num_numbers, np.int32)
+    fields, tables = split(out, shape)
+    parts = [*fields.values(), tables]
+    for number, part in enumerate(parts, start=1):
+        assert (part.ctypes.data - out.ctypes.data) % 16 == 0
+        part += number
+    assert sum(part.size for part in parts) == rows * 11
+    assert all((part == number).all() for number, part in enumerate(parts, start=1))
+
+
 def test_the_numbers_of_a_step() -> None:
     shape = Shape(rows=8, tile=4, width=3, splits=1)
     out = np.full(shape.num_numbers, -1, np.int32)
