@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def stride(self) -> int:
-        """Numbers from one field to the next: each begins at 16 bytes, as compiled code likes it."""
+        """Numbers from one field to the next, which begins at 16 bytes, as compiled code wants."""
         return -(-self.rows // 4) * 4
 
     @property
