@@ -18,6 +18,7 @@ from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.quantize.linear import QuantizedLinear
 from tests.engine.test_gpu_runner import PAGES, STEPS
+from tests.formats.gptq_folders import make_folder
 from tests.samples import random_model, small_config
 
 FREE = 1 << 40
@@ -57,6 +58,26 @@ def test_blocks_stay_blocks(dtype: str, tmp_path: Path, in_float32: None) -> Non
     assert stored <= held < 1.1 * stored
     sizes = sizes_of(checkpoint, "auto")
     assert len(linears) >= 9 and sum(sizes.layers) + sizes.others > stored
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_integers_stay_integers(
+    bits: int, act_order: bool, tmp_path: Path, in_float32: None
+) -> None:
+    config = small_config(dim=64, ffn_dim=96, context_length=64)
+    make_folder(tmp_path, bits=bits, act_order=act_order, config=config)
+    checkpoint = open_checkpoint(tmp_path)
+    runner = load(checkpoint)
+    linears = [m for m in runner.model.modules() if isinstance(m, QuantizedLinear)]
+    assert {m.scheme.name for m in linears} == {"int8" if bits == 8 else "int4"}
+    # In order of activation each layer made here has an order of its own, and stays apart.
+    assert len(linears) == (7 if act_order else 4) * config.num_layers
+    expected = TorchRunner(load_model(checkpoint), num_pages=PAGES)
+    for step in STEPS:
+        found, exact = runner.step(step), expected.step(step)
+        if len(exact):
+            assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
