@@ -16,6 +16,7 @@ import copy
 import gc
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
@@ -47,6 +48,7 @@ from puna.quantize.schemes import SCHEMES
 
 TYPES = ("bf16", "int8", "int4", "q4_0", "q4_k")
 TARGETS = {"bf16": 0.85, "int8": 0.75, "int4": 0.60}
+FAILED = "failed"
 CONTEXT = 128  # tokens before those that are decoded
 PROMPT = 512
 
@@ -108,32 +110,55 @@ def bandwidth(job: Job) -> float:
 
 def checks(job: Job, limit: float) -> Iterator[Line]:
     """Each kernel against its definition: largest relative error (of the norm)."""
-    from puna.kernels.triton import dense_linear, packed_linear, paged_attention
-
-    # The interpreter multiplies bfloat16 by its bits in `tl.dot`.
-    dtype = torch.bfloat16 if job.on_gpu else torch.float32
-    shape, row_counts = ((4096, 4096), (1, 2, 17, 64, 300)) if job.on_gpu else ((64, 256), (1, 3))
     for name in LAYOUTS:
-        tensors, group = random_packed(name, *shape, job.device)
-        weight, worst = unpack(tensors, name, group), 0.0
-        for num_rows in row_counts:
-            x = normal(job, num_rows, shape[1]).to(dtype)
-            found = packed_linear.packed_linear(x, tensors, name, group)
-            worst = max(worst, error(found, F.linear(x.float(), weight)))
-        yield Line("check", f"packed linear, {name}", worst, "relative error")
-    weight, x = normal(job, *shape).to(dtype), normal(job, 1, shape[1]).to(dtype)
-    expected = F.linear(x.float(), weight.float())
-    yield Line("check", "one row, floats", error(dense_linear.dense_linear(x, weight), expected),
-               "relative error")  # fmt: skip
+        yield checked(f"packed linear, {name}", partial(packed_error, job, name))
+    yield checked("one row, floats", partial(dense_error, job))
     for heads, kv_heads, width in ((32, 32, 128), (32, 8, 128)) if job.on_gpu else ((4, 2, 16),):
         for tile, splits in ((1, 8), (1, 1), (16, 1)):
-            rows, num_pages = some_rows(job, tile, splits)
-            pages = [normal(job, num_pages, 16, kv_heads, width).to(dtype) for _ in range(2)]
-            q = normal(job, len(rows.positions), heads, width).to(dtype)
-            found = paged_attention.attend(q, *pages, rows)
-            expected = paged.attend(q.float(), *(page.float() for page in pages), rows)
             name = f"attention, {heads}/{kv_heads} heads, tiles of {tile}, {splits} splits"
-            yield Line("check", name, error(found, expected), "relative error")
+            shape = (heads, kv_heads, width)
+            yield checked(name, partial(attention_error, job, shape, tile, splits))
+
+
+def checked(name: str, work: Callable[[], float]) -> Line:
+    """A kernel's error; one that does not run is printed, and the others go on."""
+    try:
+        return Line("check", name, work(), "relative error")
+    except Exception as problem:
+        traceback.print_exc()
+        return Line("check", name, math.inf, FAILED, f"{type(problem).__name__}: {problem}"[:300])
+
+
+def packed_error(job: Job, name: str) -> float:
+    from puna.kernels.triton.packed_linear import packed_linear
+
+    shape, row_counts = ((4096, 4096), (1, 2, 17, 64, 300)) if job.on_gpu else ((64, 256), (1, 3))
+    tensors, group = random_packed(name, *shape, job.device)
+    weight, worst = unpack(tensors, name, group), 0.0
+    for num_rows in row_counts:
+        x = normal(job, num_rows, shape[1]).to(job.dtype)
+        found = packed_linear(x, tensors, name, group)
+        worst = max(worst, error(found, F.linear(x.float(), weight)))
+    return worst
+
+
+def dense_error(job: Job) -> float:
+    from puna.kernels.triton.dense_linear import dense_linear
+
+    side = 4096 if job.on_gpu else 256
+    weight, x = normal(job, side, side).to(job.dtype), normal(job, 1, side).to(job.dtype)
+    return error(dense_linear(x, weight), F.linear(x.float(), weight.float()))
+
+
+def attention_error(job: Job, shape: tuple[int, int, int], tile: int, splits: int) -> float:
+    from puna.kernels.triton.paged_attention import attend
+
+    heads, kv_heads, width = shape
+    rows, num_pages = some_rows(job, tile, splits)
+    pages = [normal(job, num_pages, 16, kv_heads, width).to(job.dtype) for _ in range(2)]
+    q = normal(job, len(rows.positions), heads, width).to(job.dtype)
+    expected = paged.attend(q.float(), *(page.float() for page in pages), rows)
+    return error(attend(q, *pages, rows), expected)
 
 
 def matrices(job: Job, limit: float) -> Iterator[Line]:
@@ -175,29 +200,26 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
                        f"best {best[0]:.2f} with {best[1]}")  # fmt: skip
 
 
-def decode(job: Job, limit: float) -> Iterator[Line]:
-    """A token of one sequence, and of 64."""
-    for name in TYPES:
-        runner = runner_of(job, name)
-        read = weight_bytes(runner)
-        for batch in (1, 64 if job.on_gpu else 3):
-            step = decoding(job, runner, batch)
-            whole = seconds(job, step)
-            # The last shape that was used: what the GPU does alone, without the host's part.
-            alone = whole
-            if runner._graphs:
-                alone = seconds(job, list(runner._graphs.values())[-1][0].replay)
-            kv = batch * CONTEXT * 2 * job.config.kv_dim * job.config.num_layers
-            share = (read + kv * job.dtype.itemsize) / alone / limit
-            note = f"{share:.2f} of bandwidth on the GPU alone ({1000 * alone:.2f} ms a step)"
-            if batch == 1 and name in TARGETS:
-                note += f"; target {TARGETS[name]:.2f}"
-            yield Line("decode", f"{name}, batch {batch}", batch / whole, "tokens/s", note)
-            if batch == 1:
-                yield Line("decode", f"{name}, batch 1, share", share, "of bandwidth")
-        yield Line("prompt", f"{name}, {PROMPT} tokens", reading(job, runner), "tokens/s")
-        del runner
-        free(job)
+def decode(job: Job, limit: float, name: str) -> Iterator[Line]:
+    """A token of one sequence, and of 64; then a prompt."""
+    runner = runner_of(job, name)
+    read = weight_bytes(runner)
+    for batch in (1, 64 if job.on_gpu else 3):
+        step = decoding(job, runner, batch)
+        whole = seconds(job, step)
+        # The last shape that was used: what the GPU does alone, without the host's part.
+        alone = whole
+        if runner._graphs:
+            alone = seconds(job, list(runner._graphs.values())[-1][0].replay)
+        kv = batch * CONTEXT * 2 * job.config.kv_dim * job.config.num_layers
+        share = (read + kv * job.dtype.itemsize) / alone / limit
+        note = f"{share:.2f} of bandwidth on the GPU alone ({1000 * alone:.2f} ms a step)"
+        if batch == 1 and name in TARGETS:
+            note += f"; target {TARGETS[name]:.2f}"
+        yield Line("decode", f"{name}, batch {batch}", batch / whole, "tokens/s", note)
+        if batch == 1:
+            yield Line("decode", f"{name}, batch 1, share", share, "of bandwidth")
+    yield Line("prompt", f"{name}, {PROMPT} tokens", reading(job, runner), "tokens/s")
 
 
 def transformers_peer(job: Job, limit: float) -> Iterator[Line]:
@@ -332,7 +354,7 @@ PARTS: dict[str, Callable[[Job, float], Iterator[Line]]] = {
     "bf16": bf16_network,
     "fp8": fp8,
     "gptq": gptq,
-    "decode": decode,
+    **{f"decode-{name}": partial(decode, name=name) for name in TYPES},
     "transformers": transformers_peer,
     "gpt-fast": gpt_fast_peer,
     "matrix": matrices,
@@ -509,6 +531,7 @@ def dense_blocks(num_inputs: int) -> list[dict[str, int]]:
 
 
 def free(job: Job) -> None:
+    torch._dynamo.reset()  # what was compiled for networks that are gone
     gc.collect()
     if job.on_gpu:
         torch.cuda.empty_cache()
@@ -562,6 +585,8 @@ def main() -> None:
             for line in PARTS[name](job, limit):
                 lines.append(line)
                 show(line)
+                if line.unit == FAILED:
+                    failed.append(f"{line.name}: {line.note}")
                 write(args.json, job, lines, failed)
                 if time.perf_counter() - started > args.seconds:
                     failed.append(f"{name}: cut short")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("check", "decode", "bf16", "gptq", "fp8", "gpt-fast")
+TYPES = ("bf16", "int8", "int4", "q4_0", "q4_k")
+DECODE = [f"decode-{name}" for name in TYPES]
+PARTS = ("check", *DECODE, "bf16", "gptq", "fp8", "gpt-fast")
 # What a machine with torch alone lacks.
 ABSENT = ("click", "rich", "sentencepiece", "huggingface_hub", "tokenizers", "safetensors")
 
@@ -34,7 +36,7 @@ runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
     lines = {(line["part"], line["name"]): line["value"] for line in found["lines"]}
     errors = [value for (part, _), value in lines.items() if part == "check"]
     assert len(errors) == 16 and max(errors) < 1e-5
-    for name in ("bf16", "int8", "int4", "q4_0", "q4_k"):
+    for name in TYPES:
         assert lines["decode", f"{name}, batch 1"] > 0 and lines["decode", f"{name}, batch 3"] > 0
     assert 0 < lines["bf16", "network, logits"] < 0.05
 
