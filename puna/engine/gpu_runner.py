@@ -8,20 +8,25 @@ what it must equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, Output
+from puna.engine.draws import answered
 from puna.engine.fused import FusedAttention, Moved, PagedAttend, fuse
 from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
 from puna.heads import next_token_logits
 from puna.kernels.paged import Rows
 from puna.model import Block, Llama
+
+if TYPE_CHECKING:
+    from puna.formats.adapters import Pair
+    from puna.formats.checkpoint import LazyTensor
 
 DECODE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 MIXED_BUCKETS = (16, 64, 256)
@@ -80,8 +85,31 @@ class GPURunner:
             table = np.full((size, 1), self.num_pages, np.int32)  # the scratch page
             self.step(Batch(np.zeros_like(each), np.zeros_like(each), each, table, each))
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of a token, on this process's devices."""
+        sizes = (pages[0, 0].nbytes for a in self._attentions for pages in (a.keys, a.values))
+        return sum(sizes)
+
+    def step(self, batch: Batch) -> Output:
+        """Runs all rows; tokens and logits of `batch.outputs`."""
+        return answered(batch, self.logits(batch))
+
+    def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
+        """ValueError: the fused layers of a GPU take none."""
+        raise ValueError(
+            "adapters run on the CPU alone; for a GPU, merge them: puna convert --lora"
+        )
+
+    def unload_adapter(self, slot: int) -> None:
+        """Does nothing: there are none."""
+
+    def update(self, weights: Mapping[str, LazyTensor]) -> None:
+        """ValueError: weights were joined and packed."""
+        raise ValueError("weights on a GPU cannot be updated; load the model anew")
+
     @torch.no_grad()
-    def step(self, batch: Batch) -> NDArray[np.float32]:
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
         """Logits (L, V) of the rows `batch.outputs`."""
         for source, target in batch.copies:
             for attention in self._attentions:

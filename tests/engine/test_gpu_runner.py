@@ -78,7 +78,9 @@ STEPS = (
 def test_steps_equal_the_networks(changes: dict[str, Any]) -> None:
     runner, expected = runners(network(**changes))
     for step in STEPS:
-        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.step(step).logits, expected.step(step).logits, rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("scheme", "group"), [("int8", -1), ("int4", 32)])
@@ -90,7 +92,9 @@ def test_quantized_layers_stay_packed(scheme: str, group: int) -> None:
     # Queries, keys and values are one matrix, gate and what it lets through another.
     assert len(packed) == 4 * 3
     for step in STEPS:
-        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.step(step).logits, expected.step(step).logits, rtol=0, atol=1e-4
+        )
 
 
 def test_a_page_that_is_not_in_a_batch_is_not_touched() -> None:
@@ -111,11 +115,11 @@ def test_results_do_not_depend_on_the_bucket() -> None:
     runner, _ = runners(network())
     each = np.arange(5, dtype=np.int32)
     together = Batch(tokens_of(5), np.zeros_like(each), each, each[:, None], each)
-    logits = runner.step(together)
+    logits = runner.step(together).logits
     for row in range(5):
         only = np.array([0], np.int32)
         alone = Batch(tokens_of(5)[row : row + 1], only, only, only[:, None] + row, only)
-        np.testing.assert_allclose(runner.step(alone)[0], logits[row], atol=1e-5)
+        np.testing.assert_allclose(runner.step(alone).logits[0], logits[row], atol=1e-5)
 
 
 class NoStream:
@@ -157,7 +161,9 @@ def test_decoding_is_captured_once_a_bucket(monkeypatch: pytest.MonkeyPatch) -> 
     expected = TorchRunner(copy.deepcopy(model), num_pages=PAGES)
     runner = GPURunner(model, num_pages=PAGES, compiled=False, graphs=True)
     for step in (*STEPS, *STEPS[-4:]):
-        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.step(step).logits, expected.step(step).logits, rtol=0, atol=1e-4
+        )
     assert shapes == [4, 2, 1] and replays == [4, 2, 1, 4, 2, 1]
     runner.warm_up((1, 8))
     assert shapes == [4, 2, 1, 8]
@@ -171,7 +177,9 @@ def test_layers_are_compiled_once_for_all() -> None:
     for block in runner.model.layers.values():
         block.compile(backend=counter, fullgraph=True, dynamic=False)
     for step in STEPS:
-        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.step(step).logits, expected.step(step).logits, rtol=0, atol=1e-4
+        )
     # Rows of 64, 16 and a prompt's; decoding in 4, 2 and 1.
     shapes = {
         (bucket(len(s.tokens), (1, 2, 4) if is_decode(s) else (16, 64)), is_decode(s))
@@ -303,4 +311,16 @@ def test_what_is_moved_is_computed_the_same() -> None:
         runner.model.layers[name] = Moved(block, here)
     runner._others = {here}  # so that the rows are described once more
     for step in STEPS:
-        np.testing.assert_allclose(runner.step(step), expected.step(step), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.step(step).logits, expected.step(step).logits, rtol=0, atol=1e-4
+        )
+
+
+def test_what_fused_layers_cannot_is_said() -> None:
+    runner, _ = runners(network())
+    with pytest.raises(ValueError, match="puna convert --lora"):
+        runner.load_adapter(0, {})
+    with pytest.raises(ValueError, match="load the model anew"):
+        runner.update({})
+    # Keys and values, 3 layers of 2 heads of 16 numbers.
+    assert runner.token_bytes == 2 * 3 * 2 * 16 * 4

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
                 follow(runner, ranks)
                 continue
             leader = LeadingRunner(runner, ranks)
-            logits = [leader.step(step) for step in STEPS]
+            logits = [leader.step(step).logits for step in STEPS]
             leader.close()
             np.savez(folder / f"{path.stem}-{dtype}.npz", *logits)
     dist.destroy_process_group()
