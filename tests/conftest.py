@@ -13,6 +13,10 @@ os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "puna-tests-have-no-mo
 import pytest
 import torch
 
+# Before anything imports Triton: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.tokenizer.train import train
 from tests.samples import story_lines

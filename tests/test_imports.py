@@ -21,6 +21,7 @@ ROOMS: tuple[set[str], ...] = (
     {"model"},
     {"heads"},
     {"quantize", "data", "hub"},
+    {"parallel"},
     {"formats"},
     {"engine"},
     {"train", "evaluate", "serve"},

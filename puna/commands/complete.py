@@ -16,6 +16,7 @@ from puna.commands.options import (
     lora_option,
     model_options,
     sampling_options,
+    tensor_parallel_option,
 )
 from puna.engine.params import SamplingParams
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @sampling_options
 @draft_option
 @lora_option
+@tensor_parallel_option
 @click.option("--echo/--no-echo", default=True, show_default=True, help="Print the prompt first.")
 @json_option
 def complete(
@@ -44,6 +46,7 @@ def complete(
     sampling: SamplingParams,
     draft: str | None,
     adapters: tuple[str, ...],
+    tensor_parallel: bool,
     echo: bool,
     as_json: bool,
 ) -> None:
@@ -54,7 +57,13 @@ def complete(
     loras = named_adapters(adapters)
     adapter = next(iter(loras), None)
     llm = load(
-        checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, draft=draft, adapters=loras
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        draft=draft,
+        adapters=loras,
+        tensor_parallel=tensor_parallel,
     )
     if as_json:
         (result,) = llm.generate(prompt, sampling, adapter=adapter)

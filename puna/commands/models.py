@@ -59,6 +59,7 @@ def load(
     kv_dtype: str,
     draft: str | None,
     adapters: Mapping[str, Sequence[Adapter]],
+    tensor_parallel: bool = False,
 ) -> LLM:
     """The model, ready to be asked; a bar says how far a large one is, where someone looks."""
     from puna.engine.llm import LLM
@@ -66,6 +67,7 @@ def load(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "kv_dtype": kv_dtype}
     options["adapters"] = adapters
     options["cache_folder"] = cache_folder()
+    options["tensor_parallel"] = tensor_parallel
     if checkpoint.num_bytes < _LARGE or not sys.stderr.isatty():
         return LLM(checkpoint, draft=opened_draft(draft), **options)
 

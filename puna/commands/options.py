@@ -60,8 +60,9 @@ def compute_options(function: F) -> F:
     return _all(
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
         click.option(
-            "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
-            show_default=True, help="Type of the weights; auto: as stored, where that can be run.",
+            "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8", "int4"]),
+            default="auto", show_default=True,
+            help="Type of the weights; auto: as stored, where that can be run; int8, int4: GPUs.",
         ),
     )(function)  # fmt: skip
 
@@ -164,6 +165,14 @@ def lora_option(function: F) -> F:
     return click.option(
         "--lora", "adapters", multiple=True, metavar="PATH[:SCALE]",
         help="Add this LoRA adapter (PEFT, GGUF or ggla; a path or a hub's name); repeatable.",
+    )(function)  # fmt: skip
+
+
+def tensor_parallel_option(function: F) -> F:
+    """`--tensor-parallel`: one model in several processes."""
+    return click.option(
+        "--tensor-parallel", is_flag=True,
+        help="Share the model among the processes of torchrun --nproc-per-node N -m puna ...",
     )(function)  # fmt: skip
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import ModelConfig
-from puna.formats.adapters import Pair
-from puna.formats.checkpoint import LazyTensor
+
+if TYPE_CHECKING:
+    from puna.formats.adapters import Pair
+    from puna.formats.checkpoint import LazyTensor
 
 NO_TOKEN = -1  # where there is none
 
@@ -89,7 +91,11 @@ class Runner(Protocol):
     config: ModelConfig
     page_size: int
     num_pages: int
-    token_bytes: int  # of the keys and values of a token
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of a token."""
+        ...
 
     def step(self, batch: Batch) -> Output:
         """Runs all rows; tokens and logits of `batch.outputs`."""

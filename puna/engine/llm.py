@@ -34,7 +34,8 @@ class LLM:
     "prompt-lookup" or a smaller model of the same vocabulary, guesses tokens ahead, which changes
     the speed alone. `adapters` are loaded as by `load_adapter`. With a `cache_folder`, a large
     model's weights are kept there as the processor wants them, and the next start is immediate
-    (the commands use ~/.cache/puna). May be used from several threads.
+    (the commands use ~/.cache/puna). With `tensor_parallel` the processes that torchrun started
+    share the model; in all but the first, this does not return. May be used from several threads.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LLM:
         draft: str | Path | Checkpoint | None = None,
         cache_folder: str | Path | None = None,
         adapters: Mapping[str, AdapterSource | Sequence[AdapterSource]] | None = None,
+        tensor_parallel: bool = False,
     ) -> None:
         model = _opened(model, tokenizer)
         self.config, self._path = model.config, model.path
@@ -63,7 +65,9 @@ class LLM:
             "num_threads": num_threads,
             "cache_folder": None if cache_folder is None else Path(cache_folder),
         }
-        runner = load_runner(model, device, dtype, kv_tokens=kv_tokens, **options)
+        runner = load_runner(
+            model, device, dtype, kv_tokens=kv_tokens, tensor_parallel=tensor_parallel, **options
+        )
         drafter: Drafter | None = None
         if draft == PROMPT_LOOKUP:
             drafter = PromptLookup()

@@ -1,7 +1,8 @@
 """`QuantizedLinear`: a linear layer over packed weights, in place of `nn.Linear`.
 
-Plain torch, the reference of every kernel: unpack some rows, multiply, forget them. Gradients reach
-the input (for adapters on top of a quantized model), never the packed weights.
+Plain torch, the reference of every kernel: unpack some rows, multiply, forget them. On a GPU the
+kernels of `kernels/ops.py` multiply, where they hold the scheme. Gradients reach the input (for
+adapters on top of a quantized model), never the packed weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.kernels.ops import packed_linear, runs_packed
 from puna.model import Llama
 from puna.quantize.grouped import Grouped
 from puna.quantize.schemes import Scheme, scheme
@@ -26,7 +28,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, scheme: Scheme, tensors: dict[str, Tensor], group_size: int) -> None:
         super().__init__()
         self.scheme, self.group_size = scheme, group_size
-        self.out_features = len(tensors["codes"])
+        self.out_features = len(tensors["scales"])
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
@@ -66,6 +68,8 @@ class QuantizedLinear(nn.Module):
         order = self._buffers.get("order")
         if order is not None:
             x = x.index_select(-1, order)
+        if not torch.is_grad_enabled():
+            return self.product(x)
         out: Tensor = _Product.apply(x, self)
         return out
 
@@ -77,6 +81,8 @@ class QuantizedLinear(nn.Module):
         tensors = self._tensors()
         if self.scheme.product is not None:
             return self.scheme.product(tensors, x)
+        if runs_packed(x, self.scheme.name, self.group_size):
+            return packed_linear(x, tensors, self.scheme.name, self.group_size)
         out = x.new_empty((*x.shape[:-1], self.out_features))
         for rows in self._row_spans():
             out[..., rows] = F.linear(x, self._rows(rows).to(x.dtype))
