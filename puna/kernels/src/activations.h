@@ -43,33 +43,37 @@ struct Source {
     const int32_t *order, *chosen;
 };
 
+// The 32 columns of a row from `first` on, as floats.
+inline void fill_group(const Source& source, const float* in, float scale, int64_t first,
+                       float* to) {
+    const float* norm = source.norm;
+    if (source.order == nullptr && first + GROUP <= source.length) {
+        for (int i = 0; i < GROUP; i++) {
+            to[i] = norm ? in[first + i] * scale * norm[first + i] : in[first + i];
+        }
+        return;
+    }
+    for (int i = 0; i < GROUP; i++) {
+        const int64_t k = first + i, from = source.order && k < source.length ? source.order[k] : k;
+        to[i] = k >= source.length ? 0 : norm ? in[from] * scale * norm[from] : in[from];
+    }
+}
+
 // Rows as floats and as codes; where there are fewer rows than threads, these share each row.
 inline void prepare(const Work& w, int thread, const Source& source, int rows) {
     const int threads = w.s.num_threads;
-    const int64_t length = source.length, num_groups = padded(length, GROUP) / GROUP;
+    const int64_t num_groups = padded(source.length, GROUP) / GROUP;
     const bool shared = rows < threads;
     const Share own(shared ? num_groups : rows, thread, threads);
     const Share all(shared ? rows : num_groups, 0, 1);
     const Share& by_row = shared ? all : own;
     const Share& by_group = shared ? own : all;
-    const float* norm = source.norm;
     for (int64_t r = by_row.begin; r < by_row.end; r++) {
         const float* in = source.x + (source.chosen ? source.chosen[r] : r) * source.stride;
-        const float scale = norm ? inverse_rms(in, length, w.m.eps) : 1;
+        const float scale = source.norm ? inverse_rms(in, source.length, w.m.eps) : 1;
         for (int64_t g = by_group.begin; g < by_group.end; g++) {
-            const int64_t first = g * GROUP, left = length - first;
-            float* to = w.normed + r * w.wide + first;
-            const auto fill = [&](auto column) {
-                for (int i = 0; i < GROUP; i++) {
-                    const int64_t from = i < left ? column(first + i) : 0;
-                    to[i] = i >= left ? 0 : norm ? in[from] * scale * norm[from] : in[from];
-                }
-            };
-            if (source.order) {
-                fill([&](int64_t k) { return source.order[k]; });
-            } else {
-                fill([](int64_t k) { return k; });
-            }
+            float* to = w.normed + r * w.wide + g * GROUP;
+            fill_group(source, in, scale, g * GROUP, to);
             quantize_group(to, w.groups[r * num_groups + g]);
         }
     }
