@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from puna.config import PRESETS, ModelConfig
 from puna.engine.batch import Batch
-from puna.engine.gpu_runner import GPURunner
+from puna.engine.gpu.runner import GPURunner
 from puna.kernels import paged
 from puna.kernels.layouts import LAYOUTS, SUPER, unpack
 from puna.model import Llama, empty

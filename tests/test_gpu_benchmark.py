@@ -46,9 +46,9 @@ def test_a_part_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     program = f"""
 import runpy, sys
 sys.argv = ["gpu.py", "--shape", "tiny", "--device", "cpu", "--json", {str(out)!r}, "--only", "bf16", "gptq"]
-import puna.engine.gpu_runner
+import puna.engine.gpu.runner
 def broken(*arguments, **options): raise RuntimeError("broken on purpose")
-puna.engine.gpu_runner.GPURunner.__init__ = broken
+puna.engine.gpu.runner.GPURunner.__init__ = broken
 runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
 """  # noqa: E501
     done = subprocess.run(

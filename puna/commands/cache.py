@@ -34,7 +34,7 @@ def cache(clear: bool, as_json: bool) -> None:
     used for longest is deleted first. PUNA_CACHE moves the folder, PUNA_CACHE=off keeps nothing.
     """
     from puna.commands.render import human_bytes
-    from puna.engine.tile_cache import TileCache
+    from puna.engine.cpu.tile_cache import TileCache
 
     folder = cache_folder()
     if folder is None:

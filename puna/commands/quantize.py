@@ -241,7 +241,7 @@ def _kept(tensor: LazyTensor, name: str, grouped: Grouped, label: str, work: Pat
         tensor,
         dtype="f32",
         read=lambda: read().dequantize().view(np.uint8),
-        packed=Packed(label, size, read),
+        packed=Packed(label, grouped.bits, size, read),
     )
 
 

@@ -11,7 +11,7 @@ import click
 from puna.commands.cache import cache_folder
 from puna.commands.options import json_option
 from puna.commands.render import human_bytes
-from puna.engine.tile_cache import TileCache
+from puna.engine.cpu.tile_cache import TileCache
 from puna.hub.cache import Snapshot, remove, snapshots, stopped
 from puna.hub.locate import SHIPPED
 from puna.hub.names import HubName, parse

@@ -11,6 +11,7 @@ from puna.engine.batch import Runner
 from puna.engine.memory import chosen_kv_dtype, free_memory, plan_kv_tokens
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels import native
+from puna.kernels.tiles import grouped_bytes
 from puna.quantize.storage import STORAGE
 
 if TYPE_CHECKING:
@@ -84,14 +85,18 @@ def load_runner(
     config = checkpoint.config
     is_native = device == "cpu" and native.available()
     stored = DTYPES[dtype] if is_native else (DTYPES[dtype] or "f32")
-    tensors = checkpoint.tensors.values()
-    weight_bytes = sum(STORAGE[stored or t.dtype].num_bytes(t.shape) for t in tensors)
+    weight_bytes = sum(
+        grouped_bytes(tensor.packed.bits, tensor.shape)
+        if tensor.packed is not None and stored is None
+        else STORAGE[stored or tensor.dtype].num_bytes(tensor.shape)
+        for tensor in checkpoint.tensors.values()
+    )
     kept = chosen_kv_dtype(kv_dtype, checkpoint, stored)
     free = free_memory() if device == "cpu" else None
     num_tokens = plan_kv_tokens(checkpoint, weight_bytes, free, kv_tokens, kept)
     if is_native:
-        from puna.engine.native_runner import NativeRunner
-        from puna.engine.tile_cache import TileCache
+        from puna.engine.cpu.runner import NativeRunner
+        from puna.engine.cpu.tile_cache import TileCache
 
         if num_threads is None and config.num_parameters < _SMALL:
             num_threads = 1
@@ -133,12 +138,12 @@ def _gpu_runner(
     if device != "cpu" and importlib.util.find_spec("triton") is None:
         raise ValueError("GPUs need Triton, which torch's CUDA packages bring: pip install triton")
 
-    from puna.engine.gpu_loading import load_gpu_runner
+    from puna.engine.gpu.loading import load_gpu_runner
 
     if not tensor_parallel:
         return load_gpu_runner(checkpoint, device, dtype, kv_tokens=kv_tokens)
 
-    from puna.engine.parallel_runner import LeadingRunner, follow
+    from puna.engine.gpu.parallel import LeadingRunner, follow
     from puna.parallel.ranks import join
 
     ranks = join(device)

@@ -21,9 +21,12 @@ MAX_VOCAB_PADDING = 256  # rows that some trainers add to the embedding to round
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The integers that a tensor's file holds: `label` says how (`gptq-4bit-128g`)."""
+    """The integers, of so many bits, that a tensor's file holds: `label` says how
+    (`gptq-4bit-128g`).
+    """
 
     label: str
+    bits: int
     num_bytes: int
     read: Callable[[], Grouped]
 

@@ -151,7 +151,7 @@ def packed(
     label = f"gptq-{bits}bit-{group_size}g" + ("-actorder" if act_order else "")
     sizes = layer_specs(shape, bits, group_size).values()
     num_bytes = sum(int(np.prod(shape)) * (2 if dtype == "F16" else 4) for dtype, shape in sizes)
-    return Packed(label, num_bytes, read)
+    return Packed(label, bits, num_bytes, read)
 
 
 def layer_specs(shape: tuple[int, int], bits: int, group_size: int) -> dict[str, Spec]:

@@ -123,6 +123,12 @@ def grouped_kind(bits: int, *, symmetric: bool) -> str:
     return "grouped_4" if bits <= 4 else "grouped_8"
 
 
+def grouped_bytes(bits: int, shape: tuple[int, ...]) -> int:
+    """Bytes, at most, that tiles of a matrix of such integers take."""
+    codes, scale_and_zero = 16 if bits <= 4 else 32, 3  # of a row and 32 columns
+    return -(-shape[0] // ROWS) * ROWS * -(-shape[1] // 32) * (codes + scale_and_zero)
+
+
 def pack_grouped(
     library: ctypes.CDLL, kind: str, codes: Array, scales: Array, zeros: Array, group_size: int
 ) -> Tiles:

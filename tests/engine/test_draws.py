@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from puna import LLM
 from puna.engine import engine
 from puna.engine.batch import NO_TOKEN, Batch, Draw, Output, greedy
+from puna.engine.cpu.runner import NativeRunner
 from puna.engine.draws import Draws, answered, draws_of, token_of
-from puna.engine.native_runner import NativeRunner
 from puna.engine.params import SamplingParams
 from puna.engine.sampling import choose, drawn, probabilities, uniform, uniforms
 from puna.kernels import native, step

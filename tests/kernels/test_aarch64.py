@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
-from puna.engine.native_runner import NativeRunner
+from puna.engine.cpu.runner import NativeRunner
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint
 from puna.kernels import compiling, native

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from puna.engine import gpu_loading
-from puna.engine.parallel_runner import LeadingRunner, follow
+from puna.engine.gpu import loading as gpu_loading
+from puna.engine.gpu.parallel import LeadingRunner, follow
 from puna.formats import open_checkpoint
 from puna.parallel.ranks import join
-from tests.engine.test_gpu_runner import PAGES, STEPS
+from tests.engine.gpu.test_runner import PAGES, STEPS
 
 
 def main(folder: Path) -> None:

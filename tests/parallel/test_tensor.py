@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from puna import LLM, SamplingParams
-from puna.engine import gpu_loading
-from puna.engine.gpu_loading import load_gpu_runner
+from puna.engine.gpu import loading as gpu_loading
+from puna.engine.gpu.loading import load_gpu_runner
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.network import as_checkpoint
 from puna.parallel.ranks import Ranks
@@ -21,7 +21,7 @@ from puna.parallel.tensor import Gathered, Summed, by_inputs, by_outputs, check,
 from puna.quantize.block_schemes import BLOCK_SCHEMES
 from puna.quantize.gptq import GPTQSettings, quantize_matrix
 from puna.quantize.linear import QuantizedLinear
-from tests.engine.test_gpu_runner import PAGES, STEPS
+from tests.engine.gpu.test_runner import PAGES, STEPS
 from tests.samples import random_model, small_config
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from puna.commands.models import resolve
-from puna.engine.native_runner import NativeRunner
+from puna.engine.cpu.runner import NativeRunner
 from puna.formats import save_checkpoint
 from puna.formats.adapters import merged, open_adapter, read_pairs
 from puna.formats.checkpoint import Checkpoint
-from tests.engine.test_native_runner import rows
+from tests.engine.cpu.test_runner import rows
 from tests.formats.test_lora import EMBEDDING, PARTS, Pairs, make_pairs, write_gguf, write_peft
 
 llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.engine.batch import Batch, Draw, greedy
+from puna.engine.cpu.runner import NativeRunner
 from puna.engine.draws import answered
-from puna.engine.native_runner import NativeRunner
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.checkpoint import Checkpoint

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from puna.engine.batch import Batch, Output
 from puna.engine.draws import answered
-from puna.engine.fused import FusedAttention, Moved, PagedAttend, fuse
-from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
+from puna.engine.gpu.fused import FusedAttention, Moved, PagedAttend, fuse
+from puna.engine.gpu.rows import Shape, bucket, fill, is_decode, split, splits_for
 from puna.heads import next_token_logits
 from puna.kernels.paged import Rows
 from puna.model import Block, Llama

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
+from puna.engine.cpu.runner import NativeRunner
 from puna.engine.llm import LLM
 from puna.engine.loading import load_runner
 from puna.engine.memory import kv_bytes
-from puna.engine.native_runner import NativeRunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint, save_checkpoint

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puna.engine.native_runner import NativeRunner
+from puna.engine.cpu.runner import NativeRunner
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.network import as_checkpoint
 from puna.kernels import native
-from tests.engine.test_native_runner import singles
+from tests.engine.cpu.test_runner import singles
 from tests.samples import random_model, small_config
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native code was not built")

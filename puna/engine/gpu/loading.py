@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from puna.engine.gpu_runner import GPURunner
-from puna.engine.layer_plan import Sizes, cpu_bytes, plan_layers, plan_tokens
+from puna.engine.gpu.layer_plan import Sizes, cpu_bytes, plan_layers, plan_tokens
+from puna.engine.gpu.runner import GPURunner
 from puna.engine.memory import free_memory
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.network import read_tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from puna.engine.layer_plan import Sizes, cpu_bytes, plan_layers, plan_tokens
+from puna.engine.gpu.layer_plan import Sizes, cpu_bytes, plan_layers, plan_tokens
 
 SIZES = Sizes(layers=(100, 100, 100, 120), others=50, kv_token=2, work=30)
 PATH = Path("model.gguf")

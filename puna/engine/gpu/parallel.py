@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from puna.engine.batch import Batch, Output
-from puna.engine.gpu_runner import GPURunner
+from puna.engine.gpu.runner import GPURunner
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
 from puna.parallel.ranks import Ranks

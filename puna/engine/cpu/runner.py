@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch, Output
+from puna.engine.cpu.tile_cache import TileCache
+from puna.engine.cpu.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, packed
 from puna.engine.memory import chosen_kv_dtype, kv_bytes
-from puna.engine.tile_cache import TileCache
-from puna.engine.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, packed
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels import native

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from puna.engine import weights
 from puna.engine.batch import Batch
-from puna.engine.native_runner import NativeRunner
-from puna.engine.tile_cache import TileCache
+from puna.engine.cpu import weights
+from puna.engine.cpu.runner import NativeRunner
+from puna.engine.cpu.tile_cache import TileCache
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.adapters.adapter import Adapter, LowRank
 from puna.formats.adapters.merge import merged
@@ -239,9 +239,9 @@ def test_a_killed_process_leaves_nothing_that_is_used(model: Path, cache: TileCa
     program = f"""
 import os
 from pathlib import Path
-from puna.engine import weights
-from puna.engine.native_runner import NativeRunner
-from puna.engine.tile_cache import TileCache
+from puna.engine.cpu import weights
+from puna.engine.cpu.runner import NativeRunner
+from puna.engine.cpu.tile_cache import TileCache
 from puna.formats import open_checkpoint
 packed = weights._packed
 def dying(*arguments):
@@ -253,7 +253,7 @@ weights._packed = dying
 cache = TileCache(Path({str(cache.folder)!r}), least=0)
 NativeRunner(open_checkpoint(Path({str(model)!r})), num_pages=1, cache=cache)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=120)
     assert done.returncode == -9
     (partial,) = cache.folder.iterdir()

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine.grouped_tiles import pack_grouped_tensors
-from puna.engine.tile_cache import TileCache
+from puna.engine.cpu.grouped_tiles import pack_grouped_tensors
+from puna.engine.cpu.tile_cache import TileCache
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.kernels.step import Embeddings, physical_cores
 from puna.kernels.tiles import Array, Tiles, huge, kind_of, pack, packed_bytes
@@ -200,9 +200,8 @@ def _key(
 def _version(library: ctypes.CDLL) -> str:
     """A digest of the code that stands between the files and the tiles."""
     found = hashlib.sha256(library.puna_digest())
-    package = Path(__file__).parents[1]
-    for room in ("formats", "quantize", "kernels", "engine/weights.py"):
-        path = package / room
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+    package = Path(__file__).parents[2]
+    for room in ("formats", "quantize", "kernels", "engine/cpu"):
+        for source in sorted((package / room).rglob("*.py")):
             found.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return found.hexdigest()

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from puna.engine.native_runner import NativeRunner
+from puna.engine.cpu.runner import NativeRunner
+from puna.engine.cpu.weights import load_weights
 from puna.engine.torch_runner import TorchRunner
-from puna.engine.weights import load_weights
 from puna.formats.checkpoint import Checkpoint, Packed
 from puna.formats.network import as_checkpoint, load_model
 from puna.kernels import native
 from puna.kernels.step import INPUTS
-from puna.kernels.tiles import KINDS
+from puna.kernels.tiles import KINDS, grouped_bytes
 from puna.quantize.grouped import Grouped
 from puna.quantize.rounding import round_to_nearest
-from tests.engine.test_native_runner import LENGTH, EightBit, config, distances, singles, tokens_of
+from tests.engine.cpu.test_runner import LENGTH, EightBit, config, distances, singles, tokens_of
 from tests.samples import random_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native code was not built")
@@ -55,7 +55,7 @@ def checkpoint_of(
         tensors[name] = replace(
             tensor,
             read=lambda weight=weight: weight.view(np.uint8),
-            packed=Packed("integers", layer.codes.nbytes, lambda layer=layer: layer),
+            packed=Packed("integers", bits, layer.codes.nbytes, lambda layer=layer: layer),
         )
     return replace(base, tensors=tensors), layers
 
@@ -110,6 +110,8 @@ def test_logits_equal_the_networks(
     )
     tiles = load_weights(library, checkpoint).tiles
     assert {tiles[name].kind for name in layers} == {KINDS[kind]}
+    most = {name: grouped_bytes(bits, layer.codes.shape) for name, layer in layers.items()}
+    assert all(0.9 * most[name] < tiles[name].data.nbytes <= most[name] for name in layers)
     # Each token alone: roundings that fall the other way do not add up.
     batch = singles(tokens_of(97))
     found = NativeRunner(checkpoint, num_pages=LENGTH).step(batch).logits

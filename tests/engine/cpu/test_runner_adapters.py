@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from puna.engine.batch import Batch
-from puna.engine.native_runner import NativeRunner
+from puna.engine.cpu.runner import NativeRunner
+from puna.engine.cpu.weights import embeddings_of
 from puna.engine.torch_runner import TorchRunner
-from puna.engine.weights import embeddings_of
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.adapters import Adapter, Pair, merged, open_adapter, read_pairs
 from puna.formats.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from puna.kernels import native
 from puna.kernels.kv_types import KV_TYPES
 from puna.kernels.step import Forward
 from puna.kernels.tiles import pack
-from tests.engine.test_native_runner import LENGTH, config, distances, rows, tokens_of
+from tests.engine.cpu.test_runner import LENGTH, config, distances, rows, tokens_of
 from tests.formats.test_lora import EMBEDDING, MATRICES, make_pairs, write
 from tests.samples import random_model, small_config, transformers_twin
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from puna.engine import gpu_loading
-from puna.engine.gpu_loading import compute_type, load_gpu_runner, sizes_of
+from puna.engine.gpu import loading as gpu_loading
+from puna.engine.gpu.loading import compute_type, load_gpu_runner, sizes_of
 from puna.engine.loading import load_runner
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint, save_checkpoint
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.quantize.linear import QuantizedLinear
-from tests.engine.test_gpu_runner import PAGES, STEPS
+from tests.engine.gpu.test_runner import PAGES, STEPS
 from tests.formats.gptq_folders import make_folder
 from tests.samples import random_model, small_config
 

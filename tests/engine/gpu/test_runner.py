@@ -15,9 +15,9 @@ from torch import nn
 
 from puna.engine.batch import Batch
 from puna.engine.engine import Engine
-from puna.engine.fused import Joined, Moved, PagedAttend, Separate, joined
-from puna.engine.gpu_rows import Shape, bucket, fill, is_decode, split, splits_for
-from puna.engine.gpu_runner import GPURunner
+from puna.engine.gpu.fused import Joined, Moved, PagedAttend, Separate, joined
+from puna.engine.gpu.rows import Shape, bucket, fill, is_decode, split, splits_for
+from puna.engine.gpu.runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
 from puna.model import Llama
