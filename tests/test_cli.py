@@ -15,6 +15,7 @@ import pytest
 from puna import cli
 from puna.commands.cache import cache_folder
 from puna.commands.models import resolve
+from puna.engine.cpu.tile_cache import TileCache
 from puna.formats import open_checkpoint
 from tests.formats.test_lora import MATRICES, make_pairs, write_peft
 
@@ -60,6 +61,16 @@ def test_help_lists_every_command(run: Run) -> None:
     for name, entry in cli.COMMANDS.items():
         assert name in out
         assert entry.help in out
+
+
+def test_a_model_is_kept_where_the_commands_say(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUNA_CACHE", str(tmp_path))
+    monkeypatch.setitem(TileCache.__init__.__kwdefaults__, "least", 0)
+    assert run("convert", "cria", tmp_path / "m.gguf", "--dtype", "q8_0")[0] == 0
+    assert run("complete", "--model", tmp_path / "m.gguf", "--max-tokens", "2")[0] == 0
+    assert len(list(tmp_path.glob("*.tiles"))) == 1
 
 
 def test_the_cache_is_shown_moved_and_switched_off(

@@ -16,11 +16,15 @@ VARIABLE = "PUNA_CACHE"
 
 
 def cache_folder() -> Path | None:
-    """Where packed weights are kept: $PUNA_CACHE, None if that is "off", else the user's cache."""
+    """Where packed weights are kept: $PUNA_CACHE, else the user's cache.
+
+    None if that is "off", or nobody's home.
+    """
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return None if chosen == "off" else Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puna"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    return base / "puna" if base.is_absolute() else None
 
 
 @click.command()
@@ -38,7 +42,7 @@ def cache(clear: bool, as_json: bool) -> None:
 
     folder = cache_folder()
     if folder is None:
-        raise ValueError(f"{VARIABLE} is off: nothing is kept")
+        raise ValueError(f"nothing is kept; {VARIABLE} may name a folder")
     kept = TileCache(folder)
     if clear:
         freed = kept.clear()

@@ -242,6 +242,7 @@ def _kept(tensor: LazyTensor, name: str, grouped: Grouped, label: str, work: Pat
         dtype="f32",
         read=lambda: read().dequantize().view(np.uint8),
         packed=Packed(label, grouped.bits, size, read),
+        origin=None,
     )
 
 

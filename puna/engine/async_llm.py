@@ -98,7 +98,7 @@ class AsyncLLM:
         ids, params, options = self.llm.prepare(prompt, params or SamplingParams(), adapter)
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         held: list[Request] = []
-        refused: list[ValueError] = []
+        refused: list[Exception] = []
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
@@ -108,7 +108,7 @@ class AsyncLLM:
             try:
                 held.append(engine.add(ids, params, **options))
                 self._waiting[held[0]] = tell
-            except ValueError as error:
+            except Exception as error:  # who asked hears of it; the engine goes on
                 refused.append(error)
                 tell()
 

@@ -38,8 +38,8 @@ class Draws:
         if self._cuts[0] == 0:
             return 0.0
         if not 0 <= index - self._begin < len(self._numbers):
-            self._begin = index
-            self._numbers = uniforms(self._seed, self._sample, index, _AHEAD).tolist()
+            numbers = uniforms(self._seed, self._sample, index, _AHEAD).tolist()
+            self._begin, self._numbers = index, numbers  # together: a step may be broken off
         return self._numbers[index - self._begin]
 
 

@@ -87,9 +87,9 @@ def load_runner(
     stored = DTYPES[dtype] if is_native else (DTYPES[dtype] or "f32")
     weight_bytes = sum(
         grouped_bytes(tensor.packed.bits, tensor.shape)
-        if tensor.packed is not None and stored is None
+        if tensor.packed is not None and stored is None and name.startswith("layers.")
         else STORAGE[stored or tensor.dtype].num_bytes(tensor.shape)
-        for tensor in checkpoint.tensors.values()
+        for name, tensor in checkpoint.tensors.items()
     )
     kept = chosen_kv_dtype(kv_dtype, checkpoint, stored)
     free = free_memory() if device == "cpu" else None

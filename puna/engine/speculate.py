@@ -97,7 +97,9 @@ class DraftModel:
         going: dict[Sequence, tuple[Sequence, Asked, int]] = {}
         for sequence, asked, room in sequences:
             room = min(room, context - len(sequence.ids), self.num_tokens)
-            if room > 0 and self._scheduler.fits(len(sequence.ids) + room):
+            # Ids of padding may be beyond the smaller model's.
+            known = max(sequence.ids) < self._runner.config.vocab_size
+            if room > 0 and known and self._scheduler.fits(len(sequence.ids) + room):
                 going[self._twin(sequence)] = (sequence, asked, room)
             else:
                 self.forget(sequence)

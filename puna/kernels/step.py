@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,17 +132,22 @@ class Forward:
         )
         self.look_up(embeddings)
         for name in {*config.tensor_shapes(), "output.weight"} - {"tok_embeddings.weight"}:
-            self._set(name, tiles[name] if name in tiles else norms[name])
+            self.replace(name, tiles[name] if name in tiles else norms[name])
         self._workspace = huge(0)
 
-    def replace(self, name: str, weight: Tiles | Floats) -> None:
-        """Runs with this matrix, or this norm, from now on.
+    def check_update(self, names: Iterable[str]) -> None:
+        """ValueError where one is a matrix whose columns have an order of their own."""
+        if fixed := self._orders.keys() & set(names):
+            raise ValueError(
+                f"{min(fixed)} was quantized in order of activation and cannot be updated"
+            )
 
-        ValueError in place of a matrix whose columns have an order of their own.
-        """
-        if name in self._orders:
-            raise ValueError(f"{name} was quantized in order of activation and cannot be updated")
-        self._set(name, weight)
+    def replace(self, name: str, weight: Tiles | Floats) -> None:
+        """Runs with this matrix, or this norm, from now on."""
+        *path, leaf, _ = name.split(".")
+        owner = self._layers[int(path[1])] if path else self._model
+        setattr(owner, leaf, as_matrix(weight) if isinstance(weight, Tiles) else weight.ctypes.data)
+        self._kept[name] = weight
 
     def look_up(self, embeddings: Embeddings) -> None:
         """Has tokens embedded by these rows from now on."""
@@ -157,12 +162,6 @@ class Forward:
     def low_ranks(self, pairs: Mapping[str, tuple[Floats, Floats]]) -> LowRanks:
         """An adapter for the steps of this model; see `LowRanks`."""
         return LowRanks(self._library, self.config.num_layers, pairs, self._orders)
-
-    def _set(self, name: str, weight: Tiles | Floats) -> None:
-        *path, leaf, _ = name.split(".")
-        owner = self._layers[int(path[1])] if path else self._model
-        setattr(owner, leaf, as_matrix(weight) if isinstance(weight, Tiles) else weight.ctypes.data)
-        self._kept[name] = weight
 
     def __call__(
         self,

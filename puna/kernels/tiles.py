@@ -138,8 +138,7 @@ def pack_grouped(
     Columns and group size are multiples of 32, but that a group may be longer than a row.
     """
     rows, columns = codes.shape
-    library.puna_tile_bytes.restype = ctypes.c_int64
-    tile_bytes = library.puna_tile_bytes(KINDS[kind], ctypes.c_int64(columns))
+    tile_bytes = _tile_bytes(library, KINDS[kind], columns)
     data = huge(-(-rows // ROWS) * tile_bytes)
     arrays = [np.ascontiguousarray(array) for array in (codes, scales, zeros)]
     library.puna_pack_grouped(

@@ -208,6 +208,16 @@ def test_async_survives_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(ask())
 
 
+def test_async_survives_what_nobody_may_ask() -> None:
+    async def ask() -> None:
+        async with AsyncLLM("cria") as model:
+            with pytest.raises(TypeError, match="unhashable"):
+                await model.generate("a", GREEDY, adapter=["a"])  # type: ignore[arg-type]
+            assert (await asyncio.wait_for(model.generate("a", GREEDY), 60)).outputs[0].text
+
+    asyncio.run(ask())
+
+
 def test_names_that_are_nothing() -> None:
     with pytest.raises(ValueError, match="no such file or folder: nothing"):
         LLM("nothing")

@@ -100,6 +100,26 @@ def test_a_draft_model_gives_the_same_tokens(tokenizer: Tokenizer, temperature: 
         drafter._pages.check([])
 
 
+def test_ids_that_the_draft_does_not_know_are_not_guessed_after(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocab_size
+
+    class Strict(HashRunner):
+        def logits(self, batch: Any) -> Any:
+            assert batch.tokens.max() < size, "there is no such row in the embedding"
+            return super().logits(batch)
+
+    draft = Strict(20, 4, context=64, vocab=size)
+    drafter = DraftModel(draft, size, 3, max_rows=20, max_sequences=6)
+    engine = small_engine(tokenizer, drafter)  # which has rows of padding
+    params = SamplingParams(0, max_tokens=12, ignore_eos=True)
+    requests = [engine.add(ids, params) for ids in ([1, size + 3], [1, 5])]
+    while engine.has_work:
+        engine.step()
+    for request in requests:
+        assert tokens_of(request) == [alone(tokenizer, request.prompt_token_ids, params, 0)]
+    assert engine.num_accepted > 0
+
+
 def test_draws_under_speculation_follow_the_models_distribution(tokenizer: Tokenizer) -> None:
     params = SamplingParams(1.0, top_k=4, max_tokens=2, ignore_eos=True)
     drafter = PromptLookup(4)

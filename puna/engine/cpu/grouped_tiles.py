@@ -83,7 +83,7 @@ def _problem(layer: Grouped, order: NDArray[np.int32]) -> str | None:
     if num_inputs % _RUN or (size % _RUN and size < num_inputs):
         return f"{num_inputs} inputs in groups of {size} are no multiples of {_RUN}"
     if (layer.groups[order] != np.arange(num_inputs) // size).any():
-        return "its inputs are in another order than those of matrices with the same input"
+        return "its groups are uneven, or in another order than those of others with its input"
     return None
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from puna.engine.batch import Batch, Output
 from puna.engine.cpu.tile_cache import TileCache
-from puna.engine.cpu.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, packed
+from puna.engine.cpu.weights import EMBEDDINGS, HEAD, embeddings_of, load_weights, tiles_of
 from puna.engine.memory import chosen_kv_dtype, kv_bytes
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import Checkpoint, LazyTensor
@@ -98,13 +98,14 @@ class NativeRunner:
 
     def update(self, weights: Mapping[str, LazyTensor]) -> None:
         """See `Runner`. Weights are held as they are given, or in the runner's `dtype`."""
+        self._forward.check_update(weights)
         for name, tensor in weights.items():
             if name == EMBEDDINGS:
                 self._forward.look_up(embeddings_of(tensor, self._dtype))
                 if not self.config.tied:
                     continue
                 name = HEAD
-            self._forward.replace(name, packed(self._library, tensor, self._dtype))
+            self._forward.replace(name, tiles_of(self._library, tensor, self._dtype))
 
     def _embedding_changes(self, batch: Batch) -> NDArray[np.float32] | None:
         """What adapters add to the embeddings (R, D); term by term, whatever else is there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -122,14 +123,13 @@ class TileCache:
                 head = hashlib.blake2b(text, digest_size=_DIGEST).digest()
                 head = _MAGIC + len(text).to_bytes(8, "little") + head + text
                 if len(head) > _DATA:
-                    raise ValueError(f"a header of {len(head)} bytes is too large")
+                    raise OSError(errno.EFBIG, f"a header of {len(head)} bytes is too large")
                 file.seek(0)
                 file.write(head)
                 file.flush()
                 partial_path.replace(path)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            _log.warning("packed weights are not kept in %s: %s", self.folder, reason)
+        except OSError as error:
+            _log.warning("packed weights are not kept in %s: %s", self.folder, error.strerror)
             return None
         finally:
             with contextlib.suppress(OSError):
@@ -183,7 +183,8 @@ class TileCache:
         if most is None:
             most = (shutil.disk_usage(self.folder).free + taken) // _SHARE
         if size > most:
-            raise ValueError(f"they take {size / 1e9:.1f} GB of the {most / 1e9:.1f} that may be")
+            some = f"they take {size / 1e9:.1f} GB of the {most / 1e9:.1f} that may be"
+            raise OSError(errno.ENOSPC, some)
         while taken + size > most:
             last = kept.pop()
             last.path.unlink(missing_ok=True)

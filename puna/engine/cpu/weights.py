@@ -69,11 +69,15 @@ def load_weights(
         name: tensor if len(tensor.shape) == 1 or dtype is None else tensor.converted(dtype)
         for name, tensor in checkpoint.tensors.items()
     }
-    grouped = pack_grouped_tensors(
-        library, checkpoint.config, {k: v for k, v in tensors.items() if v.packed is not None}
-    )
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor.packed is None}
+    # A quantized head runs as f32: nothing gives its input another order.
+    integers = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.packed is not None and name.startswith("layers.")
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in integers}
     parts = _plan(library, tensors, checkpoint.config.tied)
+    grouped = pack_grouped_tensors(library, checkpoint.config, integers)
     data = None
     if cache is not None and parts[-1].end >= cache.least:
         key = _key(library, checkpoint, tensors, parts)
@@ -81,11 +85,11 @@ def load_weights(
             spans = [(part.begin, part.end) for part in parts]
             data = cache.get(library, key, spans)
             if data is None:
-                packed = _packed(library, tensors, parts, _scratch(parts))
-                data = cache.put(library, key, spans, packed)
+                made = _each_packed(library, tensors, parts, _scratch(parts))
+                data = cache.put(library, key, spans, made)
     if data is None:
         whole = data = huge(parts[-1].end)
-        for _ in _packed(library, tensors, parts, lambda part: whole[part.begin : part.end]):
+        for _ in _each_packed(library, tensors, parts, lambda part: whole[part.begin : part.end]):
             pass
     tiles = {
         part.name: Tiles(part.kind, part.rows, part.columns, data[part.begin : part.end])
@@ -102,7 +106,7 @@ def load_weights(
     return Weights(tiles | grouped.tiles, norms, embeddings, grouped.orders)
 
 
-def packed(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles | Floats:
+def tiles_of(library: ctypes.CDLL, tensor: LazyTensor, dtype: str | None) -> Tiles | Floats:
     """One weight as `load_weights` has it, in memory of its own."""
     if len(tensor.shape) == 1:
         return np.ascontiguousarray(tensor.read_float32())
@@ -142,7 +146,7 @@ def _plan(library: ctypes.CDLL, tensors: dict[str, LazyTensor], tied: bool) -> l
     return parts
 
 
-def _packed(
+def _each_packed(
     library: ctypes.CDLL,
     tensors: dict[str, LazyTensor],
     parts: list[Part],

@@ -1,4 +1,4 @@
-// What queries that look at the same pages have of a span of positions: the arithmetic of attention.
+// What queries that look at the same pages have of a span of positions: attention's arithmetic.
 //
 // Sums of a query have an order of their own: a product of head_dim is the sum of two halves, values
 // are added up by position. How many queries and registers go together changes nothing.
@@ -26,7 +26,7 @@ struct Span {
 };
 
 // What a query has of some positions: the weighted sum of values (head_stride), the largest score,
-// the sum of weights. `Work` has room for it.
+// the sum of weights. `AttentionSpace` has room for it.
 struct Part {
     float* sums;
     float& top;

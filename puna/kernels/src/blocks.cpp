@@ -100,7 +100,9 @@ float ranged_codes(const float* x, float& m, int32_t* codes) {
 PUNA_DEQUANTIZE(f32) { std::memcpy(out, in, size_t(num_blocks) * sizeof(float)); }
 
 PUNA_DEQUANTIZE(bf16) {
-    for (int64_t i = 0; i < num_blocks; i++) out[i] = float_of(uint32_t(load_u16(in + 2 * i)) << 16);
+    for (int64_t i = 0; i < num_blocks; i++) {
+        out[i] = float_of(uint32_t(load_u16(in + 2 * i)) << 16);
+    }
 }
 
 PUNA_DEQUANTIZE(f16) {

@@ -1,4 +1,4 @@
-// Rows times a matrix of tiles. How the sums of a row are ordered depends on nothing but its length.
+// Rows times a matrix of tiles. The order of a row's sums depends on nothing but its length.
 #pragma once
 
 #include "panel.h"
@@ -96,7 +96,8 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
 
 // Not inlined: it is large, and called once for hundreds of thousands of products.
 template <int N>
-__attribute__((noinline)) void multiply_tile(const Matrix& m, int64_t tile, const Rows& x, int first, Floats* out) {
+__attribute__((noinline)) void multiply_tile(const Matrix& m, int64_t tile, const Rows& x, int first,
+                                             Floats* out) {
     switch (m.kind) {
         case F32: {
             const uint8_t* at = m.tiles + tile * m.columns * 64;

@@ -159,7 +159,8 @@ PUNA_EXPORT int64_t puna_tile_bytes(int32_t kind, int64_t columns) {
     return bytes;
 }
 
-// Rows of a block type to tiles; what lacks to the last tile must be zeros before. `type` is the kind, or -1 for Q3_K.
+// Rows of a block type to tiles; what lacks to the last tile must be zeros before. `type` is the
+// kind, or -1 for Q3_K.
 PUNA_EXPORT void puna_pack_blocks(int32_t type, const uint8_t* in, int64_t rows, int64_t columns,
                                   int64_t block_bytes, uint8_t* out) {
     with_kind(type < 0 ? int32_t(Q6_K) : type,

@@ -1,4 +1,4 @@
-// Many rows times a matrix of tiles: two tiles at a time are unpacked to bytes, which all rows read.
+// Many rows times a matrix of tiles: two tiles are unpacked to bytes, which all rows read.
 #pragma once
 
 #include "tiles.h"
@@ -21,7 +21,7 @@ static_assert(sizeof(PanelGroup<2, true>) == MOST_GROUP_BYTES);
 template <class K>
 using PanelGroupOf = PanelGroup<GROUP / K::SUB, K::MINIMUM>;
 
-// Bytes that `multiply_panels` needs beside its arguments.
+// Bytes that `multiply_tiles` needs beside its arguments.
 inline int64_t panel_bytes(int64_t num_rows) {
     return PANEL_GROUPS * MOST_GROUP_BYTES + num_rows * SIDES * int64_t(sizeof(Floats));
 }

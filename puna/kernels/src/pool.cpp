@@ -11,7 +11,7 @@ namespace puna {
 namespace {
 
 constexpr int SPINS = 20000;    // about 100 us, then sleep
-constexpr int PATIENCE = 2000;  // at a barrier, then let others run: there may be too few processors
+constexpr int PATIENCE = 2000;  // at a barrier, then let others run: processors may be too few
 
 void pause() {
 #if defined(__SSE2__)

@@ -12,7 +12,7 @@ namespace puna {
 
 constexpr int GROUP = 32;
 
-// Activations of one row and group: int8 codes, what they are multiplied with, their sums by halves.
+// Activations of one row and group: int8 codes, what they are multiplied with, sums by halves.
 struct Group {
     int8_t codes[GROUP];
     float scale;
@@ -28,7 +28,6 @@ struct Group {
     // The sum of run `s` of `runs`, which are 1 or 2.
     int32_t sum(int runs, int s) const { return runs == 1 ? sums[0] + sums[1] : sums[s]; }
 };
-static_assert(sizeof(Group) == 48, "the layout is Python's too");
 
 template <int HIGH>
 constexpr int GROUP_BYTES = HIGH == 4 ? 512 : 256 + 64 * HIGH;

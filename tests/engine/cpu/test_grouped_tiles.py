@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.engine.cpu.runner import NativeRunner
-from puna.engine.cpu.weights import load_weights
+from puna.engine.cpu.weights import HEAD, load_weights
 from puna.engine.torch_runner import TorchRunner
 from puna.formats.checkpoint import Checkpoint, Packed
 from puna.formats.network import as_checkpoint, load_model
@@ -36,18 +36,24 @@ def input_of(name: str) -> str:
 
 
 def checkpoint_of(
-    folder: Path, bits: int, group_size: int, *, symmetric: bool = True, orders: str = "none"
+    folder: Path,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = True,
+    orders: str = "none",
+    skipped: str = HEAD,
 ) -> tuple[Checkpoint, dict[str, Grouped]]:
     """A model whose matrices are integers; in order, or in one of each input, or of each matrix."""
     base = as_checkpoint(random_model(config(), seed=1), folder, None)
     layers: dict[str, Grouped] = {}
     tensors = dict(base.tensors)
     for name, tensor in base.tensors.items():
-        if len(tensor.shape) == 1 or not name.startswith("layers."):
+        if name in ("tok_embeddings.weight", skipped) or len(tensor.shape) == 1:
             continue
         layer = round_to_nearest(tensor.read_float32(), bits, group_size, symmetric)
         if orders != "none":
-            key = input_of(name) if orders == "input" else name
+            key = input_of(name) if orders == "input" and name != HEAD else name
             order = np.random.default_rng([*key.encode()]).permutation(tensor.shape[1])
             layer = replace(layer, codes=layer.codes[:, order], groups=layer.groups[order])
         layers[name] = layer
@@ -117,6 +123,19 @@ def test_logits_equal_the_networks(
     found = NativeRunner(checkpoint, num_pages=LENGTH).step(batch).logits
     apart = distances(found, reference(checkpoint, layers).step(batch).logits)
     assert np.median(apart) < 1e-4 and apart.max() < 3e-2
+    # So many that tiles are unpacked for all of them: the same bits.
+    many = singles(np.tile(tokens_of(97), 2))
+    wide = NativeRunner(checkpoint, num_pages=2 * LENGTH).step(many).logits
+    assert np.array_equal(wide, np.tile(found, (2, 1)))
+
+
+def test_a_head_of_integers_runs_as_f32(tmp_path: Path) -> None:
+    checkpoint, layers = checkpoint_of(tmp_path, 4, 32, skipped="", orders="input")
+    assert HEAD in layers
+    batch = singles(tokens_of(97))
+    found = NativeRunner(checkpoint, num_pages=LENGTH).step(batch).logits
+    runner = reference(checkpoint, {name: layers[name] for name in layers if name != HEAD})
+    assert np.median(distances(found, runner.step(batch).logits)) < 1e-4
 
 
 @pytest.mark.parametrize("group_size", [48, 32])

@@ -20,7 +20,9 @@ ROWS = 75  # six at a time, then two, then one
 
 
 @pytest.mark.parametrize("level", native.libraries())
-@pytest.mark.parametrize("dtype", ["q4_0", "q4_1", "q8_0", "q2_k", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize(
+    "dtype", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+)
 def test_many_rows_are_single_rows(
     dtype: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

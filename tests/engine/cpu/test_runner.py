@@ -197,18 +197,17 @@ def test_a_step_draws_what_its_logits_say(level: str, stored: Any) -> None:
     generator = np.random.default_rng(1)
     checkpoint = stored("q8_0")
     vocab_size = checkpoint.config.vocab_size
-    plain = singles(tokens_of(vocab_size))
-    logits = NativeRunner(checkpoint, num_pages=LENGTH, num_threads=1).step(plain).logits
-    runners = [
-        NativeRunner(checkpoint, num_pages=LENGTH, num_threads=number) for number in (1, 2, 3)
-    ]
+    # So many that the draws share their memory with unpacked tiles.
+    plain, size = singles(np.tile(tokens_of(vocab_size), 2)), 2 * LENGTH
+    logits = NativeRunner(checkpoint, num_pages=size, num_threads=1).step(plain).logits
+    runners = [NativeRunner(checkpoint, num_pages=size, num_threads=n) for n in (1, 2, 3)]
     different = set()
     for share in (0.0, 0.3, 1.0):
         draws = [
             greedy(vocab_size)
             if generator.random() < 0.3
             else Draw(3.0, 0, 0.9, 0.01, generator.random(), vocab_size - 9)
-            for _ in range(LENGTH)
+            for _ in range(size)
         ]
         batch = replace(
             plain, draws=tuple(d if generator.random() < share else None for d in draws)

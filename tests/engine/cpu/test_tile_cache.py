@@ -243,13 +243,13 @@ from puna.engine.cpu import weights
 from puna.engine.cpu.runner import NativeRunner
 from puna.engine.cpu.tile_cache import TileCache
 from puna.formats import open_checkpoint
-packed = weights._packed
+packed = weights._each_packed
 def dying(*arguments):
     for number, part in enumerate(packed(*arguments)):
         if number == 5:
             os.kill(os.getpid(), 9)
         yield part
-weights._packed = dying
+weights._each_packed = dying
 cache = TileCache(Path({str(cache.folder)!r}), least=0)
 NativeRunner(open_checkpoint(Path({str(model)!r})), num_pages=1, cache=cache)
 """
