@@ -64,12 +64,14 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
     Floats sums[N] = {};
     for (int block = 0; block < columns / K::BLOCK; block++, tile += BLOCK_BYTES<K>) {
         const K head(tile);
+        if constexpr (K::BLOCK > GROUP) prefetch<K::HEAD>(tile + 4096);
         for (int g = 0; g < K::BLOCK / GROUP; g++) {
             const uint8_t* at = tile + K::HEAD + g * GROUP_BYTES<K::HIGH>;
             // With many rows the next lines are too far ahead for the processor to see by itself.
             prefetch<GROUP_BYTES<K::HIGH>>(at + 4096);
             Bytes codes[8];
             load_codes<K::HIGH>(at, codes);
+#pragma GCC unroll 2  // else the codes are kept in memory, to be found by s
             for (int s = 0; s < SUBS; s++) {
                 const Floats scale = head.scale(tile, g * SUBS + s);
                 const Floats minimum = head.minimum(tile, g * SUBS + s);
@@ -78,8 +80,9 @@ inline void multiply_codes(const uint8_t* tile, int columns, const Rows& x, int 
                         x.groups[(first + n) * x.num_groups + block * (K::BLOCK / GROUP) + g];
                     const int32_t total = in.sum(SUBS, s);
                     Ints products = -K::ZERO * total - Ints{};
-                    for (int j = s * PER_SUB; j < (s + 1) * PER_SUB; j++) {
-                        products = dot4<TOP>(products, codes[j], in.four(j));
+                    for (int j = 0; j < PER_SUB; j++) {
+                        const int k = s * PER_SUB + j;
+                        products = dot4<TOP>(products, codes[k], in.four(k));
                     }
                     const Floats values = floats_of(products);
                     sums[n] = fma(values, scale * in.scale, sums[n]);
