@@ -1,7 +1,7 @@
 """The runner of GPUs: the network with fused blocks, compiled; decoding captured in CUDA graphs.
 
 A step's numbers are written to one buffer that is always at the same place, padded to one of few
-shapes (`gpu_rows.py`). Batches in which every sequence has one row are replayed from a graph of
+shapes (`rows.py`). Batches in which every sequence has one row are replayed from a graph of
 their shape; those with chunks of prompts run block by block. Works on any device; `TorchRunner` is
 what it must equal.
 """
@@ -147,9 +147,9 @@ class GPURunner:
             host = torch.zeros(shape.num_numbers, dtype=torch.int32, pin_memory=pinned)
             self._staging[shape] = host, torch.zeros_like(host, device=self._device)
         host, numbers = self._staging[shape]
-        # The last step's logits have been read, so its copy from `host` is done.
         fill(host.numpy(), batch, shape, self.page_size, self.num_pages)
-        return numbers.copy_(host, non_blocking=True)
+        # Waits: a step without outputs returns early, and the next one fills `host` again.
+        return numbers.copy_(host)
 
     def _hidden(self, numbers: Tensor, shape: Shape) -> Tensor:
         """Hidden states (rows, D) of a step's numbers."""
