@@ -54,6 +54,22 @@ def test_shares_together_are_the_layer(name: str, size: int) -> None:
         torch.testing.assert_close(sum(sums), whole, rtol=1e-4, atol=1e-4)
 
 
+def test_layers_on_the_cpu_are_refused_in_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = as_checkpoint(random_model(small_config(num_layers=4), seed=1), tmp_path, None)
+    save_checkpoint(source, tmp_path / "x.gguf", "gguf", dtype="f32")
+    checkpoint = open_checkpoint(tmp_path / "x.gguf")
+    monkeypatch.setattr(gpu_loading, "least", lambda number, ranks: number)
+    monkeypatch.setattr(gpu_loading, "read_network", lambda *arguments: pytest.fail("was read"))
+    sizes = gpu_loading.sizes_of(checkpoint, "auto", 2)
+    free = sizes.others + sizes.work + sum(sizes.layers)  # nothing for keys and values
+    with pytest.raises(ValueError, match="the 2 GPUs do not hold the model"):
+        load_gpu_runner(
+            checkpoint, "cpu", kv_tokens=16, free=free, ranks=Ranks(0, 2, torch.device("cpu"))
+        )
+
+
 def test_a_share_holds_no_more_than_its_part() -> None:
     for cut in (by_inputs, by_outputs):
         share, whole = cut(layer_of("dense"), 1, 4).weight, layer_of("dense").weight

@@ -149,6 +149,12 @@ def load_gpu_runner(
     context = config.context_length
     num_tokens = kv_tokens or plan_tokens(sizes, context, _CONTEXTS * context, free)
     on_cpu = plan_layers(sizes, num_tokens, free, checkpoint.path)
+    if ranks is not None and on_cpu:
+        raise ValueError(
+            f"{checkpoint.path}: the {size} GPUs do not hold the model and keys and values of "
+            f"{num_tokens} tokens, and in several processes no layer runs on the CPU. Use more "
+            "GPUs, a smaller type or fewer tokens (kv_tokens)"
+        )
     check_cpu(checkpoint, cpu_bytes(sizes, on_cpu, num_tokens))
     names = layer_devices(config.num_layers, on_cpu, target)
 
@@ -157,7 +163,10 @@ def load_gpu_runner(
 
     model = read_network(checkpoint, dtype, lambda name: names.get(_layer(name), target), placed)
     num_pages = -(-num_tokens // GPURunner.page_size)
-    return GPURunner(model, num_pages=num_pages)
+    runner = GPURunner(model, num_pages=num_pages)
+    if target.type == "cuda":
+        runner.warm_up()  # so that no request waits for it; the same on every rank
+    return runner
 
 
 def _free(device: torch.device, ranks: int) -> int:

@@ -235,6 +235,35 @@ def test_inputs_in_the_same_order_are_read_once() -> None:
                 torch.testing.assert_close(found, linear(x))
 
 
+@pytest.mark.parametrize(("kv_heads", "tile"), [(8, 32), (2, 8), (1, 4)])
+def test_a_tile_has_as_many_lines_however_many_heads_share_keys(kv_heads: int, tile: int) -> None:
+    runner, _ = runners(network(num_heads=8, num_kv_heads=kv_heads))
+    for step in STEPS[:2]:
+        runner.step(step)
+    assert {shape.tile for shape in runner._staging} == {tile}
+
+
+def test_a_step_runs_where_its_gpu_is_current() -> None:
+    runner, _ = runners(network(), graphs=False)
+    current, hidden, seen = [], runner._hidden, []
+
+    class Current:
+        def __enter__(self) -> None:
+            current.append(self)
+
+        def __exit__(self, *problem: object) -> None:
+            current.remove(self)
+
+    def watched(numbers: torch.Tensor, shape: Shape) -> torch.Tensor:
+        seen.append(len(current))
+        return hidden(numbers, shape)
+
+    runner._current, runner._hidden = Current(), watched  # type: ignore[method-assign]
+    for step in STEPS:
+        runner.step(step)
+    assert seen == [1] * len(STEPS) and not current
+
+
 def test_buckets_and_splits() -> None:
     assert [bucket(n, (1, 2, 8)) for n in (1, 2, 3, 8, 9, 100)] == [1, 2, 8, 8, 16, 128]
     assert splits_for(1, 32, 528, 16) == 16 and splits_for(1, 64, 528, 16) == 8
