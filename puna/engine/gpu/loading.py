@@ -114,7 +114,10 @@ def _num_bytes(name: str, tensor: LazyTensor, dtype: str, itemsize: int) -> int:
     if is_linear and dtype == "auto" and tensor.packed is not None:
         return tensor.packed.num_bytes
     if is_linear and dtype == "auto" and tensor.dtype in BLOCK_SCHEMES:
-        return STORAGE[tensor.dtype].num_bytes(tensor.shape)
+        # Planes are larger than blocks, by how much one row tells.
+        row = np.zeros((1, STORAGE[tensor.dtype].num_bytes(tensor.shape[1:])), np.uint8)
+        fields = planes(tensor.dtype, torch.from_numpy(row))
+        return tensor.shape[0] * sum(field.nbytes for field in fields.values())
     if is_linear and dtype in _PACKED_BITS and in_blocks(name):
         group = SCHEMES[dtype].group_size
         groups = numbers // (tensor.shape[1] if group == -1 else group)
