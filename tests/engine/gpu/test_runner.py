@@ -21,6 +21,7 @@ from puna.engine.gpu.runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
 from puna.model import Llama
+from puna.quantize import linear as quantized_linear
 from puna.quantize.gptq import GPTQSettings, quantize_matrix
 from puna.quantize.linear import QuantizedLinear, replace_linears
 from puna.tokenizer import Tokenizer
@@ -169,10 +170,15 @@ def test_decoding_is_captured_once_a_bucket(monkeypatch: pytest.MonkeyPatch) -> 
     assert shapes == [4, 2, 1, 8]
 
 
-def test_layers_are_compiled_once_for_all() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_layers_are_compiled_once_for_all(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    runner, expected = runners(network(), compiled=False)
+    model = network()
+    if packed:  # as on a GPU, through the operator of the kernels
+        replace_linears(model, "int4", group_size=32)
+        monkeypatch.setattr(quantized_linear, "runs_packed", lambda *arguments: True)
+    runner, expected = runners(model, compiled=False)
     counter = CompileCounterWithBackend("aot_eager")
     for block in runner.model.layers.values():
         block.compile(backend=counter, fullgraph=True, dynamic=False)
