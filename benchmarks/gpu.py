@@ -1,12 +1,20 @@
 """Everything that is measured on a GPU, in one run of at most ten minutes.
 
-    python benchmarks/gpu.py --json gpu.json [--shape 7b] [--seconds 570] [--only PART ...]
+    python benchmarks/gpu.py --json gpu.json [--shape 7b] [--seconds 480] [--only PART ...]
     python benchmarks/gpu.py --shape tiny --device cpu      (does it run at all)
+
+The first time on a GPU, run it in pieces, one process a part, as an error of the GPU itself ends
+all that its process does after it:
+
+    for part in check bf16 decode-bf16; do
+        python benchmarks/gpu.py --only $part --json $part.json
+    done
 
 First the bandwidth of copies, to which all else is related, and each kernel against its definition;
 then matrices, decoding alone and in a batch of 64, prompts, peers in the same run, and single
-questions (fp8, GPTQ, bf16). Weights are random, made on the GPU. A part that fails is printed and
-the others go on; what there was no time for is named. Needs torch, Triton and numpy alone.
+questions (fp8, GPTQ, bf16). Weights are random, made on the GPU. A part that fails, or a number
+that is wrong, is printed and the others go on; the exit status tells of it, and of what there was
+no time for. Needs torch, Triton and numpy alone.
 """
 
 from __future__ import annotations
@@ -36,9 +44,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from puna.attention import causal
 from puna.config import PRESETS, ModelConfig
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, greedy
 from puna.engine.gpu.runner import GPURunner
+from puna.heads import next_token_logits
 from puna.kernels import paged
 from puna.kernels.layouts import LAYOUTS, SUPER, unpack
 from puna.model import Llama, empty
@@ -49,6 +59,7 @@ from puna.quantize.schemes import SCHEMES
 TYPES = ("bf16", "int8", "int4", "q4_0", "q4_k")
 TARGETS = {"bf16": 0.85, "int8": 0.75, "int4": 0.60}
 FAILED = "failed"
+MOST_ERROR = 0.02  # of a kernel in bf16
 CONTEXT = 128  # tokens before those that are decoded
 PROMPT = 512
 
@@ -114,7 +125,7 @@ def checks(job: Job, limit: float) -> Iterator[Line]:
         yield checked(f"packed linear, {name}", partial(packed_error, job, name))
     yield checked("one row, floats", partial(dense_error, job))
     for heads, kv_heads, width in ((32, 32, 128), (32, 8, 128)) if job.on_gpu else ((4, 2, 16),):
-        for tile, splits in ((1, 8), (1, 1), (16, 1)):
+        for tile, splits in ((1, 8), (1, 1), (32 * kv_heads // heads, 1)):
             name = f"attention, {heads}/{kv_heads} heads, tiles of {tile}, {splits} splits"
             shape = (heads, kv_heads, width)
             yield checked(name, partial(attention_error, job, shape, tile, splits))
@@ -123,10 +134,17 @@ def checks(job: Job, limit: float) -> Iterator[Line]:
 def checked(name: str, work: Callable[[], float]) -> Line:
     """A kernel's error; one that does not run is printed, and the others go on."""
     try:
-        return Line("check", name, work(), "relative error")
+        return judged("check", name, work(), MOST_ERROR)
     except Exception as problem:
         traceback.print_exc()
         return Line("check", name, math.inf, FAILED, f"{type(problem).__name__}: {problem}"[:300])
+
+
+def judged(part: str, name: str, value: float, most: float, note: str = "") -> Line:
+    """A relative error; one that is not below `most`, or no number, is a failure."""
+    if value < most:
+        return Line(part, name, value, "relative error", note)
+    return Line(part, name, value, FAILED, f"not below {most} {note}".strip())
 
 
 def packed_error(job: Job, name: str) -> float:
@@ -185,18 +203,22 @@ def matrices(job: Job, limit: float) -> Iterator[Line]:
                     partial(packed_linear.packed_linear, x, tensors, name, group)
                     for tensors, group in packed
                 ]
-            best: tuple[float, str] = (0, "")
-            usual = 0.0
+            found = []
             for blocks in sweep if job.on_gpu else sweep[:1]:
 
                 def all_of_them(calls: Any = calls, blocks: Any = blocks) -> None:
                     for call in calls:
                         call(blocks)
 
-                share = size * len(calls) / seconds(job, graphed(job, all_of_them), 10) / limit
-                usual = usual or share
-                best = max(best, (share, str(blocks)))
-            yield Line("matrix", f"{name} ({num_outputs}, {num_inputs})", usual, "of bandwidth",
+                try:
+                    took = seconds(job, graphed(job, all_of_them), 10)
+                    found.append((size * len(calls) / took / limit, str(blocks)))
+                except Exception as problem:  # a size that does not run here
+                    print(f"{name} with {blocks}: {type(problem).__name__}: {problem}", flush=True)
+                    found.append((0.0, str(blocks)))
+            usual, best = found[0][0], max(found)
+            yield Line("matrix", f"{name} ({num_outputs}, {num_inputs})", usual,
+                       "of bandwidth" if usual else FAILED,
                        f"best {best[0]:.2f} with {best[1]}")  # fmt: skip
 
 
@@ -311,7 +333,7 @@ def fp8(job: Job, limit: float) -> Iterator[Line]:
                 job, lambda x=x: layer(x)
             )
         note = f"{speedup:.2f} times as fast as bf16, rounding of x included"
-        yield Line("fp8", f"fp8_dynamic, {num_rows} rows", apart, "relative error", note)
+        yield judged("fp8", f"fp8_dynamic, {num_rows} rows", apart, MOST_ERROR, note)
 
 
 def gptq(job: Job, limit: float) -> Iterator[Line]:
@@ -324,6 +346,7 @@ def gptq(job: Job, limit: float) -> Iterator[Line]:
     settings = GPTQSettings(bits=4, group_size=128)
     for device in dict.fromkeys((job.device, torch.device("cpu"))):
         w, h = weight.to(device), hessian.to(device)
+        torch.linalg.cholesky(torch.eye(2, device=device))  # loads the library that solves
         started = time.perf_counter()
         grouped = quantize_matrix(w, h, settings)
         took = time.perf_counter() - started
@@ -333,7 +356,7 @@ def gptq(job: Job, limit: float) -> Iterator[Line]:
 
 
 def bf16_network(job: Job, limit: float) -> Iterator[Line]:
-    """Logits of a network in bf16 against the same in float32, both through the runner."""
+    """Logits of the runner, in float32 and bf16, against the plain network in float32."""
     config = replace(PRESETS["tiny"], num_layers=4)
     generator = torch.Generator(job.device).manual_seed(0)
     model = empty(config).to_empty(device=job.device)
@@ -342,11 +365,18 @@ def bf16_network(job: Job, limit: float) -> Iterator[Line]:
             scale = 1.0 if weight.ndim == 1 else weight.shape[1] ** -0.5
             weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.1 if weight.ndim == 1 else scale,
                            generator=generator)  # fmt: skip
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    exact, rounded = (GPURunner(m, num_pages=16) for m in (model, half))
-    batch = rows_batch(config, 1, 0, 100)
-    apart = error(*(torch.from_numpy(r.logits(batch)) for r in (rounded, exact)))
-    yield Line("bf16", "network, logits", apart, "relative error")
+    prompt, token = rows_batch(config, 1, 0, 100), rows_batch(config, 1, 100, 1)
+    tokens = torch.from_numpy(np.concatenate((prompt.tokens, token.tokens)))[None].to(job.device)
+    positions = torch.arange(tokens.shape[1], device=job.device)[None]
+    with torch.no_grad():
+        hidden = model(tokens.long(), positions, causal)[0, -2:]
+        expected = next_token_logits(model, hidden).cpu()
+    for kind, most in (("float32", 1e-3), ("bfloat16", 0.05)):
+        runner = GPURunner(copy.deepcopy(model).to(getattr(torch, kind)), num_pages=16)
+        for name, batch, exact in (("prompt", prompt, expected[0]), ("token", token, expected[1])):
+            apart = error(torch.from_numpy(runner.logits(batch)[0]), exact)
+            note = "captured" if runner._graphs else ""
+            yield judged("bf16", f"network in {kind}, a {name}", apart, most, note)
 
 
 PARTS: dict[str, Callable[[Job, float], Iterator[Line]]] = {
@@ -462,7 +492,9 @@ def rows_batch(config: ModelConfig, sequences: int, begin: int, length: int) -> 
 
 
 def decoding(job: Job, runner: GPURunner, sequences: int) -> Callable[[], object]:
+    """A step that also chooses its tokens."""
     batch = rows_batch(job.config, sequences, CONTEXT, 1)
+    batch = replace(batch, draws=(greedy(job.config.vocab_size),) * sequences)
     runner.step(batch)
     return lambda: runner.step(batch)
 
@@ -551,7 +583,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=PRESETS, default="7b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path, help="where the figures go, as they come")
-    parser.add_argument("--seconds", type=float, default=570, help="no part begins after these")
+    parser.add_argument("--seconds", type=float, default=480, help="no part begins after these")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     started = time.perf_counter()
@@ -582,6 +614,7 @@ def main() -> None:
             continue
         begun = time.perf_counter()
         try:
+            free(job)  # of the last part
             for line in PARTS[name](job, limit):
                 lines.append(line)
                 show(line)
@@ -595,7 +628,6 @@ def main() -> None:
             traceback.print_exc()
             print(f"{name} failed: {str(problem).splitlines()[:1]}", flush=True)
             failed.append(f"{name}: {type(problem).__name__}: {problem}"[:500])
-        free(job)
         print(f"  ({name} took {time.perf_counter() - begun:.0f} s)", flush=True)
         write(args.json, job, lines, failed)
     if failed:

@@ -38,7 +38,9 @@ runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
     assert len(errors) == 16 and max(errors) < 1e-5
     for name in TYPES:
         assert lines["decode", f"{name}, batch 1"] > 0 and lines["decode", f"{name}, batch 3"] > 0
-    assert 0 < lines["bf16", "network, logits"] < 0.05
+    for kind, most in (("float32", 1e-5), ("bfloat16", 0.05)):
+        for rows in ("prompt", "token"):
+            assert 0 < lines["bf16", f"network in {kind}, a {rows}"] < most
 
 
 def test_a_part_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
@@ -58,3 +60,27 @@ runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
     found = json.loads(out.read_text())
     assert [line["part"] for line in found["lines"]] == ["copy", "gptq"]
     assert found["failed"] == ["bf16: RuntimeError: broken on purpose"]
+
+
+@pytest.mark.parametrize("factor", ["1.5", "float('nan')"])
+def test_wrong_numbers_fail(factor: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    out = tmp_path / "gpu.json"
+    program = f"""
+import os, runpy, sys
+os.environ["TRITON_INTERPRET"] = "1"
+sys.argv = ["gpu.py", "--shape", "tiny", "--device", "cpu", "--json", {str(out)!r}, "--only", "check"]
+import puna.kernels.triton.dense_linear as kernels
+right = kernels.dense_linear
+kernels.dense_linear = lambda *arguments: right(*arguments) * {factor}
+runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
+"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 1 and "1 parts failed" in done.stderr
+    found = json.loads(out.read_text())
+    assert [line["name"] for line in found["lines"] if line["unit"] == "failed"] == [
+        "one row, floats"
+    ]
+    assert len(found["lines"]) == 17

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def join(device: str) -> Ranks:
                 f"{torch.cuda.device_count()}"
             )
         torch.cuda.set_device(own)
-    control = dist.new_group(backend="gloo")
+    # Without requests, a process waits for the next batch however long it takes.
+    control = dist.new_group(backend="gloo", timeout=timedelta(days=365))
     return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)
 
 

@@ -74,7 +74,7 @@ def place(path: str, linear: nn.Module, ranks: Ranks) -> nn.Module:
             return Summed(share, ranks.group, ranks.size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if name == "output" and _num_outputs(linear) % ranks.size == 0:
+    if name == "output" and num_outputs(linear) % ranks.size == 0:
         share = by_outputs(linear, ranks.rank, ranks.size)
         return Gathered(share, ranks.group, ranks.size)
     return linear
@@ -82,7 +82,7 @@ def place(path: str, linear: nn.Module, ranks: Ranks) -> nn.Module:
 
 def by_outputs(linear: nn.Module, rank: int, size: int) -> nn.Module:
     """The rank's share of the outputs; `size` divides them."""
-    count = _num_outputs(linear) // size
+    count = num_outputs(linear) // size
     rows = slice(rank * count, (rank + 1) * count)
     if isinstance(linear, QuantizedLinear):
         tensors = {
@@ -129,5 +129,6 @@ def _dense(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def _num_outputs(linear: nn.Module) -> int:
+def num_outputs(linear: nn.Module) -> int:
+    """Of a linear layer, dense or quantized."""
     return int(cast(int, linear.out_features))

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from puna.kernels.layouts import HALF, RUN, pack_nibbles
 from puna.quantize.grouped import Grouped
 from puna.quantize.rounding import round_to_nearest
 
 Tensors = dict[str, Tensor]
-_RUN = 32
 
 
 def pack_int8(weight: Tensor, group_size: int) -> Tensors:
@@ -48,11 +48,9 @@ def pack_grouped_int8(grouped: Grouped) -> Tensors:
 def pack_grouped_int4(grouped: Grouped) -> Tensors:
     """The same integers in the int4 layout; ValueError for more than 4 bits."""
     codes, rest = _sorted(grouped, 4)
-    if codes.shape[1] % _RUN:
-        raise ValueError(f"int4 needs inputs in multiples of {_RUN}, not {codes.shape[1]}")
-    runs = codes.view(len(codes), -1, 2, _RUN // 2)
-    packed = runs[:, :, 0] | runs[:, :, 1] << 4
-    return {"codes": packed.reshape(len(codes), -1), **rest}
+    if codes.shape[1] % RUN:
+        raise ValueError(f"int4 needs inputs in multiples of {RUN}, not {codes.shape[1]}")
+    return {"codes": pack_nibbles(codes), **rest}
 
 
 def unpack_int8(tensors: Mapping[str, Tensor], group_size: int, rows: slice) -> Tensor:
@@ -63,7 +61,7 @@ def unpack_int8(tensors: Mapping[str, Tensor], group_size: int, rows: slice) -> 
 def unpack_int4(tensors: Mapping[str, Tensor], group_size: int, rows: slice) -> Tensor:
     """Float32 rows (R, I), inputs in the packed order."""
     packed = tensors["codes"][rows]
-    runs = packed.view(len(packed), -1, _RUN // 2)
+    runs = packed.view(len(packed), -1, HALF)
     codes = torch.stack((runs & 15, runs >> 4), dim=2).view(len(packed), -1)
     return _values(codes, tensors, group_size, rows)
 

@@ -59,7 +59,8 @@ def launches() -> Iterator[Launch]:
     for heads, kv_heads, tile, splits, dtype in (
         (32, 32, 1, 16, torch.bfloat16),
         (32, 4, 1, 16, torch.float16),
-        (8, 1, 32, 1, torch.bfloat16),
+        (8, 1, 4, 1, torch.bfloat16),
+        (8, 1, 4, 1, torch.float32),
         (32, 32, 32, 1, torch.float32),
     ):
         q, pages = torch.ones(64, heads, 128, dtype=dtype), torch.ones(9, 16, kv_heads, 128)

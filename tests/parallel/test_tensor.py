@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from puna import LLM, SamplingParams
@@ -52,6 +53,36 @@ def test_shares_together_are_the_layer(name: str, size: int) -> None:
         parts = x.chunk(size, dim=-1)
         sums = [by_inputs(layer, rank, size)(part) for rank, part in enumerate(parts)]
         torch.testing.assert_close(sum(sums), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_over_processes_are_compiled_whole() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = layer_of("dense")
+        summed = Summed(layer, dist.group.WORLD, 1)
+        compiled = torch.compile(summed, backend="aot_eager", fullgraph=True, dynamic=False)
+        x = torch.randn(3, 1024, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), layer(x))
+    finally:
+        torch._dynamo.reset()
+        dist.destroy_process_group()
+
+
+def test_layers_on_the_cpu_are_refused_in_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = as_checkpoint(random_model(small_config(num_layers=4), seed=1), tmp_path, None)
+    save_checkpoint(source, tmp_path / "x.gguf", "gguf", dtype="f32")
+    checkpoint = open_checkpoint(tmp_path / "x.gguf")
+    monkeypatch.setattr(gpu_loading, "least", lambda number, ranks: number)
+    monkeypatch.setattr(gpu_loading, "read_network", lambda *arguments: pytest.fail("was read"))
+    sizes = gpu_loading.sizes_of(checkpoint, "auto", 2)
+    free = sizes.others + sizes.work + sum(sizes.layers)  # nothing for keys and values
+    with pytest.raises(ValueError, match="the 2 GPUs do not hold the model"):
+        load_gpu_runner(
+            checkpoint, "cpu", kv_tokens=16, free=free, ranks=Ranks(0, 2, torch.device("cpu"))
+        )
 
 
 def test_a_share_holds_no_more_than_its_part() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from puna.kernels.ops import dense_linear, paged_attention
 from puna.kernels.paged import Rows
 from puna.model import Attention, Block, FeedForward, Llama, rotate
-from puna.parallel.tensor import Sharded
+from puna.parallel.tensor import Sharded, num_outputs
 from puna.quantize.linear import QuantizedLinear
 
 
@@ -108,7 +108,7 @@ class FusedAttention(nn.Module):
         self.head_dim = attention.head_dim
         self.wqkv = joined([attention.wq, attention.wk, attention.wv])
         self.wo = plain(attention.wo)
-        num_kv_heads = _num_outputs(attention.wk) // self.head_dim
+        num_kv_heads = num_outputs(attention.wk) // self.head_dim
         shape = (num_pages, page_size, num_kv_heads, self.head_dim)
         for name in ("keys", "values"):
             pages = torch.zeros(shape, device=_device(attention), dtype=dtype)
@@ -178,10 +178,6 @@ def fuse(model: Llama, num_pages: int, page_size: int, dtype: torch.dtype) -> No
         block.feed_forward = FusedFeedForward(block.feed_forward)  # type: ignore[assignment]
     if model.output is not None:
         model.output = plain(model.output)  # type: ignore[assignment]
-
-
-def _num_outputs(linear: nn.Module) -> int:
-    return int(cast(int, linear.out_features))
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -114,7 +114,10 @@ def _num_bytes(name: str, tensor: LazyTensor, dtype: str, itemsize: int) -> int:
     if is_linear and dtype == "auto" and tensor.packed is not None:
         return tensor.packed.num_bytes
     if is_linear and dtype == "auto" and tensor.dtype in BLOCK_SCHEMES:
-        return STORAGE[tensor.dtype].num_bytes(tensor.shape)
+        # Planes are larger than blocks, by how much one row tells.
+        row = np.zeros((1, STORAGE[tensor.dtype].num_bytes(tensor.shape[1:])), np.uint8)
+        fields = planes(tensor.dtype, torch.from_numpy(row))
+        return tensor.shape[0] * sum(field.nbytes for field in fields.values())
     if is_linear and dtype in _PACKED_BITS and in_blocks(name):
         group = SCHEMES[dtype].group_size
         groups = numbers // (tensor.shape[1] if group == -1 else group)
@@ -149,6 +152,12 @@ def load_gpu_runner(
     context = config.context_length
     num_tokens = kv_tokens or plan_tokens(sizes, context, _CONTEXTS * context, free)
     on_cpu = plan_layers(sizes, num_tokens, free, checkpoint.path)
+    if ranks is not None and on_cpu:
+        raise ValueError(
+            f"{checkpoint.path}: the {size} GPUs do not hold the model and keys and values of "
+            f"{num_tokens} tokens, and in several processes no layer runs on the CPU. Use more "
+            "GPUs, a smaller type or fewer tokens (kv_tokens)"
+        )
     check_cpu(checkpoint, cpu_bytes(sizes, on_cpu, num_tokens))
     names = layer_devices(config.num_layers, on_cpu, target)
 
@@ -157,7 +166,10 @@ def load_gpu_runner(
 
     model = read_network(checkpoint, dtype, lambda name: names.get(_layer(name), target), placed)
     num_pages = -(-num_tokens // GPURunner.page_size)
-    return GPURunner(model, num_pages=num_pages)
+    runner = GPURunner(model, num_pages=num_pages)
+    if target.type == "cuda":
+        runner.warm_up()  # so that no request waits for it; the same on every rank
+    return runner
 
 
 def _free(device: torch.device, ranks: int) -> int:

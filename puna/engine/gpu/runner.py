@@ -1,7 +1,7 @@
 """The runner of GPUs: the network with fused blocks, compiled; decoding captured in CUDA graphs.
 
 A step's numbers are written to one buffer that is always at the same place, padded to one of few
-shapes (`gpu_rows.py`). Batches in which every sequence has one row are replayed from a graph of
+shapes (`rows.py`). Batches in which every sequence has one row are replayed from a graph of
 their shape; those with chunks of prompts run block by block. Works on any device; `TorchRunner` is
 what it must equal.
 """
@@ -9,6 +9,7 @@ what it must equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DECODE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 MIXED_BUCKETS = (16, 64, 256)
-_TILE = 32  # rows of a prompt that are attended together
+_LINES = 32  # rows of a prompt, times heads that share keys, that are attended together
 _PROGRAMS = 528  # of attention, that fill a large GPU four times
 _SPLITS = 16
 _WARM_UPS = 3  # steps before a capture, in which kernels are compiled
@@ -69,6 +70,13 @@ class GPURunner:
         self._graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         # A graph holds what one GPU does.
         self._uses_graphs = (on_cuda if graphs is None else graphs) and not self._others
+        # A tile of 1 stands for decoding.
+        self._tile = max(2, _LINES // (self.config.num_heads // self.config.num_kv_heads))
+        # Triton and captures use the GPU that is a thread's current one, not that of their tensors.
+        self._current: AbstractContextManager[object] = nullcontext()
+        if on_cuda:
+            self._current = torch.cuda.device(self._device)
+            torch.cuda.empty_cache()  # the parts of joined matrices
         if on_cuda if compiled is None else compiled:
             model.norm.compile(fullgraph=True, dynamic=False)
             for block, device in zip(blocks, devices, strict=True):
@@ -111,13 +119,17 @@ class GPURunner:
     @torch.no_grad()
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """Logits (L, V) of the rows `batch.outputs`."""
+        with self._current:
+            return self._run(batch)
+
+    def _run(self, batch: Batch) -> NDArray[np.float32]:
         for source, target in batch.copies:
             for attention in self._attentions:
                 for pages in (attention.keys, attention.values):
                     pages[target] = pages[source]
         if is_decode(batch):
             return self._decode(batch)
-        shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), _TILE)
+        shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), self._tile)
         hidden = self._hidden(self._staged(batch, shape), shape)
         if len(batch.outputs) == 0:
             return np.empty((0, self.config.vocab_size), np.float32)
@@ -147,9 +159,9 @@ class GPURunner:
             host = torch.zeros(shape.num_numbers, dtype=torch.int32, pin_memory=pinned)
             self._staging[shape] = host, torch.zeros_like(host, device=self._device)
         host, numbers = self._staging[shape]
-        # The last step's logits have been read, so its copy from `host` is done.
         fill(host.numpy(), batch, shape, self.page_size, self.num_pages)
-        return numbers.copy_(host, non_blocking=True)
+        # Waits: a step without outputs returns early, and the next one fills `host` again.
+        return numbers.copy_(host)
 
     def _hidden(self, numbers: Tensor, shape: Shape) -> Tensor:
         """Hidden states (rows, D) of a step's numbers."""

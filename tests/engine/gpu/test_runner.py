@@ -21,6 +21,7 @@ from puna.engine.gpu.runner import GPURunner
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
 from puna.model import Llama
+from puna.quantize import linear as quantized_linear
 from puna.quantize.gptq import GPTQSettings, quantize_matrix
 from puna.quantize.linear import QuantizedLinear, replace_linears
 from puna.tokenizer import Tokenizer
@@ -169,10 +170,15 @@ def test_decoding_is_captured_once_a_bucket(monkeypatch: pytest.MonkeyPatch) -> 
     assert shapes == [4, 2, 1, 8]
 
 
-def test_layers_are_compiled_once_for_all() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_layers_are_compiled_once_for_all(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    runner, expected = runners(network(), compiled=False)
+    model = network()
+    if packed:  # as on a GPU, through the operator of the kernels
+        replace_linears(model, "int4", group_size=32)
+        monkeypatch.setattr(quantized_linear, "runs_packed", lambda *arguments: True)
+    runner, expected = runners(model, compiled=False)
     counter = CompileCounterWithBackend("aot_eager")
     for block in runner.model.layers.values():
         block.compile(backend=counter, fullgraph=True, dynamic=False)
@@ -233,6 +239,35 @@ def test_inputs_in_the_same_order_are_read_once() -> None:
             assert isinstance(module, kind) and "order" in dict(same.named_buffers())
             for found, linear in zip(module(x), (same, other), strict=True):
                 torch.testing.assert_close(found, linear(x))
+
+
+@pytest.mark.parametrize(("kv_heads", "tile"), [(8, 32), (2, 8), (1, 4)])
+def test_a_tile_has_as_many_lines_however_many_heads_share_keys(kv_heads: int, tile: int) -> None:
+    runner, _ = runners(network(num_heads=8, num_kv_heads=kv_heads))
+    for step in STEPS[:2]:
+        runner.step(step)
+    assert {shape.tile for shape in runner._staging} == {tile}
+
+
+def test_a_step_runs_where_its_gpu_is_current() -> None:
+    runner, _ = runners(network(), graphs=False)
+    current, hidden, seen = [], runner._hidden, []
+
+    class Current:
+        def __enter__(self) -> None:
+            current.append(self)
+
+        def __exit__(self, *problem: object) -> None:
+            current.remove(self)
+
+    def watched(numbers: torch.Tensor, shape: Shape) -> torch.Tensor:
+        seen.append(len(current))
+        return hidden(numbers, shape)
+
+    runner._current, runner._hidden = Current(), watched  # type: ignore[method-assign]
+    for step in STEPS:
+        runner.step(step)
+    assert seen == [1] * len(STEPS) and not current
 
 
 def test_buckets_and_splits() -> None:
