@@ -87,5 +87,5 @@ def test_merged_is_base_and_adapter(
     runner.load_adapter(0, read_pairs(adapter, checkpoint.config, checkpoint.path))
     tokens = np.array(prompt + said_together, np.int32)
     batch = rows(tokens, 0, len(tokens), list(range(8)))
-    beside = runner.step(replace(batch, adapters=np.array([0], np.int32)))
+    beside = runner.step(replace(batch, adapters=np.array([0], np.int32))).logits
     assert np.abs(beside - together).max() < 2e-3
