@@ -41,8 +41,8 @@ class LeadingRunner:
         self._runner.unload_adapter(slot)
 
     def update(self, weights: Mapping[str, LazyTensor]) -> None:
-        """As the runner's own, which cannot."""
-        self._runner.update(weights)
+        """ValueError: the other processes would keep the old ones."""
+        raise ValueError("weights that processes share cannot be updated; load the model anew")
 
     def close(self) -> None:
         """Ends the other processes."""

@@ -21,6 +21,7 @@ from puna.engine.batch import Batch, Output
 from puna.engine.draws import answered
 from puna.engine.gpu.fused import FusedAttention, Moved, PagedAttend, fuse
 from puna.engine.gpu.rows import Shape, bucket, fill, is_decode, split, splits_for
+from puna.engine.gpu.weights import places
 from puna.heads import next_token_logits
 from puna.kernels.paged import Rows
 from puna.model import Block, Llama
@@ -112,9 +113,18 @@ class GPURunner:
     def unload_adapter(self, slot: int) -> None:
         """Does nothing: there are none."""
 
+    @torch.no_grad()
     def update(self, weights: Mapping[str, LazyTensor]) -> None:
-        """ValueError: weights were joined and packed."""
-        raise ValueError("weights on a GPU cannot be updated; load the model anew")
+        """See `Runner`; in place, where graphs read them. ValueError, before any is changed, for
+        layers that are packed.
+        """
+        from puna.formats.network import read_tensor
+
+        held = places(self.model)
+        if missing := weights.keys() - held.keys():
+            raise ValueError(f"{min(missing)} is packed and cannot be updated")
+        for name, tensor in weights.items():
+            held[name].copy_(read_tensor(tensor))
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from puna.engine.engine import Engine
 from puna.engine.gpu.fused import Joined, Moved, PagedAttend, Separate, joined
 from puna.engine.gpu.rows import Shape, bucket, fill, is_decode, split, splits_for
 from puna.engine.gpu.runner import GPURunner
+from puna.engine.gpu.weights import places
 from puna.engine.params import SamplingParams
 from puna.engine.torch_runner import TorchRunner
+from puna.formats.network import as_checkpoint
 from puna.model import Llama
 from puna.quantize import linear as quantized_linear
 from puna.quantize.gptq import GPTQSettings, quantize_matrix
@@ -355,7 +358,34 @@ def test_what_fused_layers_cannot_is_said() -> None:
     runner, _ = runners(network())
     with pytest.raises(ValueError, match="puna convert --lora"):
         runner.load_adapter(0, {})
-    with pytest.raises(ValueError, match="load the model anew"):
-        runner.update({})
     # Keys and values, 3 layers of 2 heads of 16 numbers.
     assert runner.token_bytes == 2 * 3 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_updated_where_they_lie(tied: bool, tmp_path: Path) -> None:
+    runner, _ = runners(network(tied=tied))
+    batch = batch_of((0, 30, [2, 0]), every=True)
+    runner.step(batch)
+    other = random_model(runner.config, seed=9)
+    places_before = {name: place.data_ptr() for name, place in places(runner.model).items()}
+    assert set(places_before) == set(runner.config.tensor_shapes())
+    runner.update(as_checkpoint(other, tmp_path, None).tensors)
+    expected = TorchRunner(other, num_pages=PAGES).step(batch).logits
+    np.testing.assert_allclose(runner.step(batch).logits, expected, atol=1e-4)
+    after = {name: place.data_ptr() for name, place in places(runner.model).items()}
+    assert after == places_before  # a captured graph reads them there
+
+
+def test_packed_weights_are_not_updated(tmp_path: Path) -> None:
+    model = network()
+    replace_linears(model, "int4", group_size=32)
+    runner, _ = runners(model)
+    batch = batch_of((0, 30, [2, 0]), every=True)
+    before = runner.step(batch).logits
+    other = as_checkpoint(random_model(runner.config, seed=9), tmp_path, None).tensors
+    with pytest.raises(ValueError, match=r"layers\.0\.attention\.wk\.weight is packed"):
+        runner.update(other)
+    assert np.array_equal(runner.step(batch).logits, before)
+    runner.update({"norm.weight": other["norm.weight"], "output.weight": other["output.weight"]})
+    assert not np.array_equal(runner.step(batch).logits, before)
