@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from puna import LLM
-from puna.engine import engine
+from puna.engine import draws, engine
 from puna.engine.batch import NO_TOKEN, Batch, Draw, Output, greedy
 from puna.engine.cpu.runner import NativeRunner
 from puna.engine.draws import Draws, answered, draws_of, token_of
@@ -110,6 +110,22 @@ def test_random_numbers_are_the_same_made_together_and_in_any_order() -> None:
         assert draws(index) == Draw(1.0, 3, 0.5, 0.1, uniform(9, 2, index), 100)
     assert uniforms(9, 2, 7, 40).tolist() == [uniform(9, 2, 7 + i) for i in range(40)]
     assert Draws(SamplingParams(0, top_p=1.0), 9, 2, 100)(5) == greedy(100)
+
+
+def test_numbers_that_were_broken_off_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(1.0)
+    whole = Draws(params, 9, 2, 100)
+    expected = [whole(index) for index in (0, 64)]
+    broken = Draws(params, 9, 2, 100)
+    assert broken(0) == expected[0]
+
+    def interrupted(*arguments: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(draws, "uniforms", interrupted)
+        broken(64)
+    assert broken(64) == expected[1]
 
 
 @pytest.mark.parametrize(

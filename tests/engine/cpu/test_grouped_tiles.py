@@ -86,7 +86,6 @@ def reference(checkpoint: Checkpoint, layers: dict[str, Grouped]) -> TorchRunner
     return TorchRunner(model, num_pages=LENGTH)
 
 
-@pytest.mark.parametrize("level", native.libraries())
 @pytest.mark.parametrize("orders", ["none", "input"])
 @pytest.mark.parametrize(
     ("bits", "group_size", "symmetric", "kind"),
@@ -107,10 +106,8 @@ def test_logits_equal_the_networks(
     orders: str,
     level: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     library = native.libraries()[level]
-    monkeypatch.setattr(native, "library", lambda: library)
     checkpoint, layers = checkpoint_of(
         tmp_path, bits, group_size, symmetric=symmetric, orders=orders
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from puna.formats.network import as_checkpoint
 from puna.kernels import native
 from puna.kernels.kv_types import KV_TYPES
 from puna.model import Llama
+from tests.engine.cpu.test_runner import rows as rows_of
 from tests.samples import random_model, small_config
 
 LENGTH = 530  # positions, of three spans that are summed up by themselves
@@ -36,13 +38,6 @@ SHAPES = {
 }
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native code was not built")
-
-
-@pytest.fixture(params=native.libraries())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    library = native.libraries()[request.param]
-    monkeypatch.setattr(native, "library", lambda: library)
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def rows(begin: int, end: int, table: list[int], copies: Any = ()) -> Batch:
     tokens = np.random.default_rng(0).integers(0, 97, LENGTH).astype(np.int32)
-    return Batch(
-        tokens=tokens[begin:end],
-        positions=np.arange(begin, end, dtype=np.int32),
-        sequences=np.zeros(end - begin, np.int32),
-        tables=np.array([table], np.int32),
-        outputs=np.arange(end - begin, dtype=np.int32),
-        copies=copies,
-    )
+    return replace(rows_of(tokens, begin, end, table), copies=copies)
 
 
 def joined(first: Batch, second: Batch) -> Batch:

@@ -19,15 +19,10 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="native code was 
 ROWS = 75  # six at a time, then two, then one
 
 
-@pytest.mark.parametrize("level", native.libraries())
 @pytest.mark.parametrize(
     "dtype", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 )
-def test_many_rows_are_single_rows(
-    dtype: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = native.libraries()[level]
-    monkeypatch.setattr(native, "library", lambda: library)
+def test_many_rows_are_single_rows(dtype: str, level: str, tmp_path: Path) -> None:
     # Rows of 2304 are a run of 64 groups and a rest; 97 outputs are an odd number of tiles.
     config = small_config(dim=256, num_heads=8, num_kv_heads=4, ffn_dim=2304, context_length=96)
     source = as_checkpoint(random_model(config, seed=2), tmp_path, None)

@@ -51,13 +51,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-@pytest.fixture(params=native.libraries())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    library = native.libraries()[request.param]
-    monkeypatch.setattr(native, "library", lambda: library)
-    return str(request.param)
-
-
 class EightBit(nn.Module):
     """A linear layer whose input is rounded to 8 bits, with a scale for each 32."""
 

@@ -36,13 +36,6 @@ TABLE = [2, 0, 5, 3]
 pytestmark = pytest.mark.skipif(not native.available(), reason="native code was not built")
 
 
-@pytest.fixture(params=native.libraries())
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    library = native.libraries()[request.param]
-    monkeypatch.setattr(native, "library", lambda: library)
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return as_checkpoint(random_model(config(), seed=1), tmp_path_factory.mktemp("base"), None)
