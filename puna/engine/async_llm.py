@@ -10,11 +10,15 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from puna.config import ModelConfig
 from puna.engine.engine import Request
-from puna.engine.llm import LLM, AdapterSource, Dialog, Prompt
+from puna.engine.llm import LLM, AdapterSource
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
+from puna.engine.prompts import Dialog, Prompt
+from puna.engine.statistics import Statistics
 from puna.formats.checkpoint import LazyTensor
+from puna.tokenizer import Tokenizer
 
 
 class AsyncLLM:
@@ -39,6 +43,29 @@ class AsyncLLM:
         self._closed = True
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.llm.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.llm.tokenizer
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return self.llm.adapters
+
+    def room(self, num_tokens: int) -> int:
+        """How many tokens can follow a prompt of so many; 0 or less for one that cannot run."""
+        return self.llm.engine.room(num_tokens)
+
+    async def statistics(self) -> Statistics:
+        """How the engine stands."""
+        return self.llm.engine.statistics()
 
     async def load_adapter(
         self, name: str, adapter: AdapterSource | Sequence[AdapterSource]

@@ -20,6 +20,7 @@ from puna.engine.sampling import TokenLogprobs, fresh_seed, logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
 from puna.engine.speculate import Drafter
+from puna.engine.statistics import Statistics
 from puna.engine.structure import Structure, Structures
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
@@ -45,6 +46,7 @@ class Request:
         self.deltas: deque[Delta] = deque()  # not yet fetched
         self.error: ValueError | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.num_cached_tokens = 0
         self.writers: list[Writer] = []
         self.structures: list[Structure | None] = []  # of each writer
         self.live: list[Sequence] = []  # by `order[1]`, the index of its output
@@ -61,7 +63,13 @@ class Request:
         n = self.params.n
         if len(outputs) > n and self.finished:
             outputs = sorted(outputs, key=lambda o: -(o.cumulative_logprob or 0) / len(o.token_ids))
-        return RequestOutput(self.prompt, self.prompt_token_ids, outputs[:n], self.prompt_logprobs)
+        return RequestOutput(
+            self.prompt,
+            self.prompt_token_ids,
+            outputs[:n],
+            self.prompt_logprobs,
+            self.num_cached_tokens,
+        )
 
 
 class Engine:
@@ -84,6 +92,7 @@ class Engine:
         self.pages = Pages(runner.num_pages, runner.page_size)
         self.scheduler = Scheduler(self.pages, max_rows=max_rows, max_sequences=max_sequences)
         self.num_proposed = self.num_accepted = 0  # tokens that were guessed, and that held
+        self._prompt_tokens = self._cached_tokens = 0
         self._adapters = Adapters(runner)
         self._drafter = drafter
         self._structures = Structures(tokenizer)
@@ -157,11 +166,13 @@ class Engine:
                 known = f"the model knows 0 to {pieces - 1}"
                 raise ValueError(f"{name} names token {max(named)}, {known}")
         room = context - len(ids)
-        if room < 1:
+        if room < (params.max_tokens != 0):
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, the model's context holds {context}; shorten it"
             )
-        max_tokens = params.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        max_tokens = params.max_tokens
+        if max_tokens is None:
+            max_tokens = min(DEFAULT_MAX_TOKENS, room)
         if max_tokens > room:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the model's "
@@ -174,6 +185,25 @@ class Engine:
                 f"keys and values of {held}; lower max_tokens or give the engine more (kv_tokens)"
             )
         return max_tokens
+
+    def room(self, num_tokens: int) -> int:
+        """How many tokens can follow a prompt of so many; 0 or less for one that cannot run."""
+        held = self.pages.num_pages * self.pages.page_size
+        return min(self.runner.config.context_length, held) - num_tokens
+
+    def statistics(self) -> Statistics:
+        """How it stands; may be asked from any thread."""
+        return Statistics(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_pages=self.pages.num_pages,
+            num_pages_used=self.pages.num_pages - self.pages.num_available,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            preemptions=self.scheduler.num_preemptions,
+            proposed_tokens=self.num_proposed,
+            accepted_tokens=self.num_accepted,
+        )
 
     def cancel(self, request: Request) -> None:
         """Ends a request, if it has not ended; its pages are free at once."""
@@ -272,7 +302,7 @@ class Engine:
         for sequence in self.scheduler.running:
             request = self._requests[sequence.order[0]]
             # The last token is never guessed: the model's own draw follows the guesses.
-            room = request.writers[sequence.order[1]].room - 1
+            room = max(0, request.writers[sequence.order[1]].room - 1)
             if sequence.remaining == 1:
                 asked.append((sequence, request, room))
         drafter.propose(asked)
@@ -292,6 +322,16 @@ class Engine:
             self.scheduler.advance(part)
             return
         is_first = len(sequence.ids) == sequence.prompt_length
+        if is_first and sequence.order[1] == 0:
+            request.num_cached_tokens = sequence.cached or 0
+            self._prompt_tokens += sequence.prompt_length
+            self._cached_tokens += request.num_cached_tokens
+            if request.writers[0].room == 0:  # max_tokens 0: only the prompt was wanted
+                request.deltas.extend(writer.end() for writer in request.writers)
+                self.scheduler.advance(part)
+                request.live.remove(sequence)
+                self._end(sequence)
+                return
         followers = answers[-(part.end - len(sequence.ids) + 1) :]
         self._extend(request, sequence, followers)
         self.scheduler.advance(part)

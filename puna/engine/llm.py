@@ -8,11 +8,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from puna.chat import TAGS, Message, encode_dialog
+from puna.chat import Message
 from puna.engine.engine import MAX_ROWS, MAX_SEQUENCES, Engine, Request
 from puna.engine.loading import load_runner
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
+from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
 from puna.engine.speculate import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from puna.formats import open_checkpoint
 from puna.formats.adapters import Adapter, Pair, added, open_adapter, read_pairs
@@ -20,8 +21,6 @@ from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.vocabularies import load_vocabulary
 from puna.hub.locate import locate
 
-Dialog = Sequence[Message | Mapping[str, str]]
-Prompt = str | Sequence[int]
 AdapterSource = str | Path | Adapter
 
 
@@ -132,7 +131,7 @@ class LLM:
         Raises ValueError, before anything runs, for a prompt or parameters that cannot be, and an
         adapter that is not loaded.
         """
-        return self._run(prompts if _is_many(prompts) else [prompts], params, adapter)
+        return self._run(_many(prompts), params, adapter)
 
     def chat(
         self,
@@ -170,18 +169,15 @@ class LLM:
         self, prompt: Prompt | Dialog, params: SamplingParams, adapter: str | None = None
     ) -> tuple[list[int], SamplingParams, dict[str, Any]]:
         """Ids, parameters and options for `Engine.add`."""
-        options: dict[str, Any] = {"adapter": adapter}
-        if isinstance(prompt, str):
-            # A word that follows a prompt keeps its space; the first of all has none.
-            options |= {"prompt": prompt, "strip_space": not prompt}
-            return self.tokenizer.encode(prompt, bos=True), params, options
-        if prompt and isinstance(prompt[0], Message | Mapping):
-            dialog = [_message(message) for message in prompt]  # type: ignore[arg-type]
-            # A tag that the model writes would forge a turn when it is read again.
-            params = replace(params, stop=(*params.stop, *TAGS))
-            options["strip_space"] = True
-            return encode_dialog(self.tokenizer, dialog).ids, params, options
-        return [int(token) for token in prompt], params, options  # type: ignore[arg-type]
+        encoded = encode(self.tokenizer, prompt)
+        if encoded.stop:
+            params = replace(params, stop=(*params.stop, *encoded.stop))
+        options = {
+            "adapter": adapter,
+            "prompt": encoded.text,
+            "strip_space": encoded.strip_space,
+        }
+        return list(encoded.ids), params, options
 
     def _run(
         self,
@@ -243,17 +239,7 @@ def _opened(model: str | Path | Checkpoint, tokenizer: str | Path | None) -> Che
     return open_checkpoint(locate(str(model)), vocabulary)
 
 
-def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return not isinstance(prompts, str) and (not prompts or not isinstance(prompts[0], int))
-
-
-def _message(message: Message | Mapping[str, str]) -> Message:
-    if isinstance(message, Message):
-        return message
-    try:
-        role, content = message["role"], message["content"]
-    except KeyError as error:
-        raise ValueError(f"a message needs role and content; this one has no {error}") from None
-    if not isinstance(content, str):
-        raise ValueError(f"a message's content must be text, not {type(content).__name__}")
-    return Message(role, content)
+def _many(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:
+    if isinstance(prompts, str | EncodedPrompt) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]
+    return prompts

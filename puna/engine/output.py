@@ -47,13 +47,15 @@ class Completion:
 class RequestOutput:
     """A request's result, its outputs by index, or with `best_of` the best first.
 
-    The first token of a prompt follows nothing: its entry in `prompt_logprobs` is None.
+    The first token of a prompt follows nothing: its entry in `prompt_logprobs` is None. Of the
+    prompt's tokens, `num_cached_tokens` had been run for an earlier one.
     """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[Completion]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
 
 
 class Writer:
@@ -87,6 +89,11 @@ class Writer:
     def room(self) -> int:
         """How many more tokens it may have."""
         return self._max_tokens - len(self.completion.token_ids)
+
+    def end(self) -> Delta:
+        """Ends it before its first token, where none may come."""
+        self.completion.finish_reason = "length"
+        return Delta(self.completion.index, "", (), (), "length")
 
     def push(self, token: int, logprobs: TokenLogprobs | None, *, ends: bool = False) -> Delta:
         """Adds a token; `ends` if nothing may follow it."""

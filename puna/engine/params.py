@@ -21,7 +21,7 @@ class SamplingParams:
     - `presence_penalty`, `frequency_penalty` (OpenAI): subtracted once from tokens in the output,
       and once for each time that they are in it.
     - `logit_bias`: added to the logits of these ids; -inf bans one.
-    - `max_tokens` None: 256, or as many as the context has room for.
+    - `max_tokens` None: 256, or as many as the context has room for; 0: just reads the prompt.
     - `stop`, `stop_ids`, `ignore_eos`: what ends the output before `max_tokens`.
     - `n` outputs, of `best_of` the ones with the highest mean log-probability.
     - `logprobs`, `prompt_logprobs`: how many alternatives to report for each token of the output
@@ -121,7 +121,7 @@ _RULES: dict[str, tuple[_Rule, str]] = {
     "presence_penalty": (_number(-2, 2), "from -2 to 2"),
     "frequency_penalty": (_number(-2, 2), "from -2 to 2"),
     "logit_bias": (_is_bias, "a mapping from token ids to numbers from -1e9 to 1e9 or -inf"),
-    "max_tokens": (_optional(_integer(1)), "None or 1 or more"),
+    "max_tokens": (_optional(_integer(0)), "None or 0 or more"),
     "stop": (
         _tuple_of(lambda x: isinstance(x, str) and x != ""),
         "a tuple of strings that are not empty",

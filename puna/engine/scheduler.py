@@ -42,6 +42,7 @@ class Scheduler:
         self.max_rows, self.max_sequences = max_rows, max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens can run, if need be alone."""
@@ -129,6 +130,8 @@ class Scheduler:
                 return
             promised += needed + 1
             sequence.pages, sequence.length = found, len(found) * self.pages.page_size
+            if sequence.cached is None:
+                sequence.cached = sequence.length
             bisect.insort(self.running, self.waiting.pop(0), key=_order)
 
     def _cached(self, sequence: Sequence) -> list[int]:
@@ -184,6 +187,7 @@ class Scheduler:
         return copies
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
         self.running.remove(sequence)
         self._release(sequence)
         self.add(sequence)

@@ -29,6 +29,7 @@ class Sequence:
     draw: Callable[[int], Draw | None] | None = None
     pages: list[int] = field(default_factory=list)
     length: int = 0  # positions whose keys and values are in `pages`
+    cached: int | None = None  # how many of these were found when it first ran
     proposals: list[int] = field(default_factory=list)  # guesses at what follows `ids`
     _keys: list[bytes] = field(default_factory=list)
 

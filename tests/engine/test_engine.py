@@ -303,3 +303,46 @@ def test_without_max_tokens_the_context_ends_it(tokenizer: Tokenizer) -> None:
 def test_more_sequences_than_rows_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"max_rows \(8\) must be above max_sequences \(8\)"):
         engine_of(tokenizer, max_rows=8, max_sequences=8)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_max_tokens_0_reads_the_prompt_alone(tokenizer: Tokenizer, n: int) -> None:
+    engine = engine_of(tokenizer, max_rows=12, max_sequences=4)
+    prompt = [1, *range(5, 5 + 63)]  # all that the context holds
+    params = SamplingParams(n=n, max_tokens=0, prompt_logprobs=1)
+    request = engine.add(prompt, params)
+    run(engine)
+    result = request.result()
+    assert [(o.text, o.token_ids, o.finish_reason) for o in result.outputs] == [
+        ("", [], "length")
+    ] * n
+    assert len(request.deltas) == n
+    rows = logits_after(np.array(prompt, np.int32)[:-1], tokenizer.vocab_size + 12)
+    expected = logprobs_of(rows[: tokenizer.vocab_size], prompt[-1], 1)
+    assert result.prompt_logprobs and result.prompt_logprobs[-1] == expected
+    with pytest.raises(ValueError, match="context holds 64"):
+        engine.add([*prompt, 5], params)
+
+
+def test_statistics_count(tokenizer: Tokenizer) -> None:
+    engine = engine_of(tokenizer, max_rows=65)
+    prompt = [1, *range(5, 5 + 16)]  # four pages, and a token to run
+    for cached in (0, 16):
+        request = engine.add(prompt, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+        assert engine.statistics().num_waiting == 1
+        engine.step()
+        now = engine.statistics()
+        assert (now.num_waiting, now.num_running, now.num_pages) == (0, 1, 16)
+        assert now.num_pages_used == 5
+        run(engine)
+        assert request.result().num_cached_tokens == cached
+    assert engine.statistics()[:4] == (0, 0, 16, 0)
+    assert (engine.statistics().prompt_tokens, engine.statistics().cached_tokens) == (34, 16)
+
+
+def test_statistics_count_who_gave_back_pages(tokenizer: Tokenizer) -> None:
+    engine = engine_of(tokenizer, num_pages=6)
+    for first in (5, 6):
+        engine.add([1, first], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    run(engine)
+    assert engine.statistics().preemptions > 0

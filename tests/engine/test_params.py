@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "repetition_penalty": ([*NUMBER, 0.0, -1, INF, 1001], "from 0.001 to 1000"),
     "presence_penalty": ([*NUMBER, -2.1, 2.1], "from -2 to 2"),
     "frequency_penalty": ([*NUMBER, -2.1, 2.1], "from -2 to 2"),
-    "max_tokens": ([*COUNT, 0], "None or 1 or more"),
+    "max_tokens": (COUNT, "None or 0 or more"),
     "stop": (["a", ("a", ""), (1,), None], "a tuple of strings that are not empty"),
     "stop_ids": ([2, (-1,), (True,), (2.0,), None], "a tuple of token ids"),
     "ignore_eos": ([1, 0, None, "no"], "True or False"),
