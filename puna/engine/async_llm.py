@@ -21,6 +21,10 @@ from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
 
 
+class EngineStoppedError(ValueError):
+    """The engine was closed, or could not run, while somebody waited: not the request's fault."""
+
+
 class AsyncLLM:
     """`LLM` for asyncio; arguments as there. `async with` closes it, or `close()`."""
 
@@ -160,7 +164,7 @@ class AsyncLLM:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("the engine was closed")
+            raise EngineStoppedError("the engine was closed")
 
     async def _between_steps(self, function: Callable[[], None]) -> None:
         """Calls `function` in the engine's thread; raises what it raises."""
@@ -205,5 +209,5 @@ class AsyncLLM:
     def _end(self, reason: str) -> None:
         for request, tell in list(self._waiting.items()):
             self._drop(request)
-            request.error = ValueError(reason)
+            request.error = EngineStoppedError(reason)
             tell()

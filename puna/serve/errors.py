@@ -6,6 +6,8 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from puna.engine.async_llm import EngineStoppedError
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -62,3 +64,16 @@ async def send_error(send: Send, error: APIError) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def as_api_error(error: Exception) -> APIError:
+    """What a client is told of an exception; of those that nobody foresaw, not what they say."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, EngineStoppedError):
+        return APIError(503, str(error), kind="server_error", code="engine_stopped")
+    if isinstance(error, ValueError):
+        return APIError(400, str(error))
+    return APIError(
+        500, "the server failed at this; its log says how", kind="server_error", code="internal"
+    )
