@@ -68,15 +68,9 @@ class Served:
 
 
 class Models:
-    """All that is served, in order; the first is the default."""
+    """All that is served, in order, each by a name of its own; the first is the default."""
 
     def __init__(self, served: list[Served]) -> None:
-        names = [each.name for each in served]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two models are named {twice}; give one another name (NAME=MODEL)")
-        if not served:
-            raise ValueError("there is no model to serve")
         self._served = {each.name: each for each in served}
 
     def find(self, name: str | None) -> Served:
