@@ -11,19 +11,41 @@ from openai import OpenAI
 from puna import LLM
 from puna.serve.app import create_app
 from puna.serve.models import Models, Served
+from tests.serve.conformity import Conforming
 from tests.serve.servers import Running, engine, in_thread, puna_serve
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Running]:
-    """The shipped model behind HTTP, in a thread of this process."""
-    with engine("cria") as llm, in_thread(create_app(Models([Served("cria", llm)])), llm) as it:
-        yield it
+def conforming_server() -> Iterator[tuple[Running, list[str]]]:
+    with engine("cria") as llm:
+        app = Conforming(create_app(Models([Served("cria", llm)])))
+        with in_thread(app, llm) as running:
+            yield running, app.problems
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def server(conforming_server: tuple[Running, list[str]]) -> Iterator[Running]:
+    """The shipped model behind HTTP, in a thread; what it sends must be as documented."""
+    running, problems = conforming_server
+    yield running
+    found = list(problems)
+    problems.clear()
+    assert not found
+
+
+@pytest.fixture
 def client(server: Running) -> Iterator[OpenAI]:
     with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def lenient(server: Running) -> Iterator[OpenAI]:
+    """A client that takes null where OpenAI sends null and the official types say never.
+
+    They do of the finish_reason in streamed completions, and of the first token's log-probability.
+    """
+    with server.client(_strict_response_validation=False) as client:
         yield client
 
 

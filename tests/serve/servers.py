@@ -34,7 +34,7 @@ class Running:
     process: subprocess.Popen[bytes] | None = None
 
     def client(self, **options: Any) -> OpenAI:
-        """The official client, which tries nothing twice."""
+        """The official client; it tries nothing twice, and checks the types of all that it gets."""
         return OpenAI(**_options(self.url, options))
 
     def async_client(self, **options: Any) -> AsyncOpenAI:
