@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from puna import __version__
 from puna.serve import chat, completions, embeddings, tokens
+from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError, as_api_error
 from puna.serve.facts import facts_of
 from puna.serve.models import Models
@@ -27,10 +29,26 @@ state = APIRouter()
 _TYPES = ("str", "int")
 
 
-def create_app(models: Models, limits: Limits | None = None) -> FastAPI:
-    """The API over these models."""
-    app = FastAPI(title="Puna", version=__version__, description=__doc__ or "")
-    app.state.service = Service(models, limits or Limits())
+def create_app(
+    models: Models, limits: Limits | None = None, stopping: Stopping | None = None
+) -> FastAPI:
+    """The API over these models, whose engines end with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        for backend in models.backends().values():
+            await backend.close()
+
+    app = FastAPI(
+        title="Puna",
+        version=__version__,
+        summary="Llamas behind the API that OpenAI's clients speak.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = Service(models, limits or Limits(), stopping or Stopping())
     for router in (catalog, completions.router, chat.router, embeddings.router):
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.
@@ -59,6 +77,13 @@ async def get_model(model: str, request: Request) -> dict[str, object]:
 async def health() -> dict[str, str]:
     """Whether the process answers."""
     return {"status": "ok"}
+
+
+@state.get("/ready", responses={code: {"model": Status} for code in (200, 503)})
+async def ready(request: Request) -> Response:
+    """Whether new requests are taken: no more once the server is stopping."""
+    stops = service_of(request).stopping.begun
+    return JSONResponse({"status": "stopping" if stops else "ready"}, 503 if stops else 200)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
