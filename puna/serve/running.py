@@ -197,7 +197,7 @@ def run(
     url = url_of(listener, tls=options.tls_cert is not None)
     path = Path(listener.getsockname()) if listener.family == socket.AF_UNIX else None
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         # h11 bounds what headers take; httptools, where it is installed, does not.
         http=timed_protocol(options.header_timeout, options.stall_timeout),
         h11_max_incomplete_event_size=options.max_header_bytes,
