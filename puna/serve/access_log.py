@@ -16,10 +16,12 @@ from typing import Any
 
 from puna.serve.errors import App, Message, Receive, Scope, Send
 from puna.serve.facts import Facts, facts_of
+from puna.serve.keys import MAX_KEY_LENGTH
 from puna.serve.metrics import DISCONNECTED
 
-MAX_PATH = 256  # characters logged of a path
-MAX_PROMPT = 4096  # bytes logged of a body, if bodies are
+MAX_METHOD = 32  # characters that are logged of it
+MAX_PATH = 256
+MAX_PROMPT = 4096  # of a body, if bodies are logged
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -81,7 +83,9 @@ class AccessLog:
             if message["type"] == "http.disconnect" and not is_complete:
                 facts.error = facts.error or "disconnected"
             elif self.log_prompts:
-                body.extend(message.get("body", b"")[: MAX_PROMPT - len(body)])
+                # More than is logged, so that no key is cut off and then not known for one.
+                missing = 4 * MAX_PROMPT + MAX_KEY_LENGTH - len(body)
+                body.extend(message.get("body", b"")[:missing])
             return message
 
         async def watched_send(message: Message) -> None:
@@ -102,7 +106,7 @@ class AccessLog:
         finally:
             line = self._line(scope, facts, status or unanswered, num_bytes)
             if self.log_prompts:
-                line["body"] = self.redact(body.decode("utf-8", "replace"))
+                line["body"] = self.redact(body.decode("utf-8", "replace"))[:MAX_PROMPT]
             self.logger.info("%s", json.dumps(line))
         return None
 
@@ -114,7 +118,7 @@ class AccessLog:
             "id": self.redact(facts.request_id),
             "key": facts.key_name,
             "client": client[0] if client else None,
-            "method": scope["method"],
+            "method": self.redact(scope["method"])[:MAX_METHOD],
             "path": self.redact(scope["path"])[:MAX_PATH],
             "status": status,
             "error": facts.error,
