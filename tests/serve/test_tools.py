@@ -222,7 +222,6 @@ def test_a_model_that_may_call_calls_or_talks(
     for answer in calls:
         check_calls(answer)
     assert {call.name for answer in calls for call in answer.calls} == {"weather", "now"}
-    assert {len(answer.calls) for answer in calls} >= {1, 2}
     assert len(texts) > 2
     for text in texts:
         assert text is not None and "<tool_call>" not in text
