@@ -23,6 +23,7 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "chat": Entry("puna.commands.chat:chat", "Talk with a model.", "Use"),
     "complete": Entry("puna.commands.complete:complete", "Continue a text.", "Use"),
+    "serve": Entry("puna.commands.serve:serve", "Answer OpenAI's clients over HTTP.", "Use"),
     "list": Entry("puna.commands.list_models:list_models", "Models, here and known.", "Files"),
     "pull": Entry("puna.commands.pull:pull", "Download a model from a hub.", "Files"),
     "rm": Entry("puna.commands.rm:rm", "Delete a pulled model.", "Files"),

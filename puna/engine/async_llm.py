@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 from puna.config import ModelConfig
 from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource
-from puna.engine.output import Delta, RequestOutput
+from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
-from puna.engine.prompts import Dialog, Prompt
+from puna.engine.prompts import Dialog, Prompt, encode
 from puna.engine.statistics import Statistics
 from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
+
+
+class EngineStoppedError(ValueError):
+    """The engine was closed, or could not run, while somebody waited: not the request's fault."""
 
 
 class AsyncLLM:
@@ -86,13 +91,19 @@ class AsyncLLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> RequestOutput:
         """What follows a prompt; many at once run together."""
-        return await self._finished(prompt, params, adapter)
+        return (await self._finished(self._adding(prompt, params, adapter))).result()
 
     async def chat(
         self, messages: Dialog, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> RequestOutput:
         """The assistant's answer to a dialog."""
-        return await self._finished(messages, params, adapter)
+        return (await self._finished(self._adding(messages, params, adapter))).result()
+
+    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Embedding:
+        """A prompt as one vector; many at once run together."""
+        ids = encode(self.tokenizer, prompt).ids
+        add = partial(self.llm.engine.add_embedding, ids, adapter=adapter)
+        return (await self._finished(add)).embedding()
 
     async def stream(
         self,
@@ -105,24 +116,26 @@ class AsyncLLM:
 
         Leaving the loop early, or being cancelled, ends the request.
         """
-        async for request in self._updates(prompt, params, adapter):
+        async for request in self._updates(self._adding(prompt, params, adapter)):
             while request.deltas:
                 yield request.deltas.popleft()
 
-    async def _finished(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
-    ) -> RequestOutput:
-        async for request in self._updates(prompt, params, adapter):
+    async def _finished(self, add: Callable[[], Request]) -> Request:
+        async for request in self._updates(add):
             request.deltas.clear()
-        return request.result()
+        return request
 
-    async def _updates(
+    def _adding(
         self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
-    ) -> AsyncIterator[Request]:
-        """The request each time that it has something new, the last time when it has ended."""
-        self._check_open()
-        engine = self.llm.engine
+    ) -> Callable[[], Request]:
         ids, params, options = self.llm.prepare(prompt, params or SamplingParams(), adapter)
+        return partial(self.llm.engine.add, ids, params, **options)
+
+    async def _updates(self, enter: Callable[[], Request]) -> AsyncIterator[Request]:
+        """The request that `enter` adds to the engine: each time that it has something new, the
+        last time when it has ended.
+        """
+        self._check_open()
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         held: list[Request] = []
         refused: list[Exception] = []
@@ -133,7 +146,7 @@ class AsyncLLM:
 
         def add() -> None:
             try:
-                held.append(engine.add(ids, params, **options))
+                held.append(enter())
                 self._waiting[held[0]] = tell
             except Exception as error:  # who asked hears of it; the engine goes on
                 refused.append(error)
@@ -160,7 +173,7 @@ class AsyncLLM:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("the engine was closed")
+            raise EngineStoppedError("the engine was closed")
 
     async def _between_steps(self, function: Callable[[], None]) -> None:
         """Calls `function` in the engine's thread; raises what it raises."""
@@ -205,5 +218,5 @@ class AsyncLLM:
     def _end(self, reason: str) -> None:
         for request, tell in list(self._waiting.items()):
             self._drop(request)
-            request.error = ValueError(reason)
+            request.error = EngineStoppedError(reason)
             tell()

@@ -1,0 +1,106 @@
+"""The application: all routes, and how errors look."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from puna import __version__
+from puna.serve import chat, completions, tokens
+from puna.serve.errors import APIError, as_api_error
+from puna.serve.facts import facts_of
+from puna.serve.models import Models
+from puna.serve.responses import ModelCard, ModelList, Status, answers
+from puna.serve.service import Limits, Service, service_of
+
+_LOG = logging.getLogger(__name__)
+
+catalog = APIRouter()
+state = APIRouter()
+
+_TYPES = ("str", "int")
+
+
+def create_app(models: Models, limits: Limits | None = None) -> FastAPI:
+    """The API over these models."""
+    app = FastAPI(title="Puna", version=__version__, description=__doc__ or "")
+    app.state.service = Service(models, limits or Limits())
+    for router in (catalog, completions.router, chat.router):
+        app.include_router(router, prefix="/v1")
+        # Clients whose base URL has no /v1.
+        app.include_router(router, include_in_schema=False)
+    app.include_router(tokens.router)
+    app.include_router(state)
+    for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
+        app.add_exception_handler(kind, _on_error)
+    return app
+
+
+@catalog.get("/models", responses=answers(ModelList))
+async def list_models(request: Request) -> dict[str, object]:
+    """What is served: models, and adapters under their own names."""
+    cards = [served.card() for served in service_of(request).models.all()]
+    return {"object": "list", "data": cards}
+
+
+@catalog.get("/models/{model:path}", responses=answers(ModelCard))
+async def get_model(model: str, request: Request) -> dict[str, object]:
+    """One of them."""
+    return service_of(request).models.find(model).card()
+
+
+@state.get("/health", responses={200: {"model": Status}})
+async def health() -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    problem = _problem(error)
+    if problem.status >= 500:
+        _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    facts_of(request.scope).error = problem.kind
+    # ASCII, for what a client sent may be no valid Unicode.
+    text = json.dumps(problem.body())
+    return Response(text, problem.status, problem.headers, "application/json")
+
+
+def _problem(error: Exception) -> APIError:
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        kinds = {404: "there is no such page", 405: "this page takes another method"}
+        detail = kinds.get(error.status_code, str(error.detail))
+        return APIError(error.status_code, detail, headers=error.headers)
+    return as_api_error(error)
+
+
+def _invalid(error: RequestValidationError) -> APIError:
+    """The first thing that is wrong with a body, and where."""
+    # Of a choice of types each has its error; the one deepest in the body knows most.
+    first = max(error.errors(), key=lambda each: len(each["loc"]))
+    if first["type"] == "json_invalid":
+        return APIError(
+            400, f"the body is no JSON ({first['ctx']['error']}, at {first['loc'][-1]})"
+        )
+    where = _path(first["loc"][1:])
+    if first["type"] == "extra_forbidden":
+        return APIError(400, f"unknown field {where}", param=where, code="unknown_parameter")
+    return APIError(400, f"{where or 'the body'}: {first['msg']}", param=where or None)
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    """`messages[0].content`, without the names of types that pydantic puts between."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in _TYPES:
+            path += f".{part}" if path else part
+    return path

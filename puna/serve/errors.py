@@ -1,0 +1,84 @@
+"""What went wrong, as OpenAI's API says it: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from puna.engine.async_llm import EngineStoppedError
+
+# How errors begin that say which field they are about: `messages[3].content: ...`.
+_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class APIError(Exception):
+    """An answer other than success: HTTP status, message for people, and what clients branch on."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that an OpenAI client parses."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+async def send_error(send: Send, error: APIError) -> None:
+    """Sends the error as a whole HTTP answer, below any framework."""
+    body = json.dumps(error.body()).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **{name.lower(): value for name, value in error.headers.items()},
+    }
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+def as_api_error(error: Exception) -> APIError:
+    """What a client is told of an exception; of those that nobody foresaw, not what they say."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, EngineStoppedError):
+        return APIError(503, str(error), kind="server_error", code="engine_stopped")
+    if isinstance(error, ValueError):
+        field = _FIELD.match(str(error))
+        return APIError(400, str(error), param=field and field[1])
+    return APIError(
+        500, "the server failed at this; its log says how", kind="server_error", code="internal"
+    )

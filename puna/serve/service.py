@@ -1,0 +1,187 @@
+"""What every handler of the API has at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from puna.engine.output import Delta, RequestOutput
+from puna.engine.params import SamplingParams
+from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
+from puna.serve.errors import APIError
+from puna.serve.facts import Facts, facts_of
+from puna.serve.models import Models, Served
+
+T = TypeVar("T")
+
+LONG_TEXT = 1 << 14  # characters that take longer to encode than the other requests should wait
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_prompts: int = 256
+    max_outputs: int = 256  # prompts times n or best_of
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The models, and what is allowed."""
+
+    models: Models
+    limits: Limits
+
+    def check_prompts(self, count: int) -> None:
+        """Raises APIError for more prompts than one request may have."""
+        most = self.limits.max_prompts
+        if count > most:
+            raise APIError(400, f"the request has {count} prompts; at most {most} are allowed")
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts to continue with a model, all with the same parameters."""
+
+    served: Served
+    prompts: Sequence[EncodedPrompt]
+    params: SamplingParams
+    facts: Facts
+
+    async def results(self) -> list[RequestOutput]:
+        """What follows each prompt. Where one fails, the others end too."""
+        generate, adapter = self.served.backend.generate, self.served.adapter
+        results = await together(
+            generate(prompt, self.params, adapter=adapter) for prompt in self.prompts
+        )
+        self.facts.prompt_tokens += sum(len(result.prompt_token_ids) for result in results)
+        outputs = [output for result in results for output in result.outputs]
+        self.facts.completion_tokens += sum(len(output.token_ids) for output in outputs)
+        return results
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """(number of the choice, delta) as they come: those of prompt p begin at p x n."""
+        if (self.params.best_of or self.params.n) > self.params.n:
+            raise ValueError("with best_of above n there is nothing to stream before the end")
+        news: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue(maxsize=64)
+
+        async def follow(number: int, prompt: EncodedPrompt) -> None:
+            try:
+                stream = self.served.backend.stream(
+                    prompt, self.params, adapter=self.served.adapter
+                )
+                async for delta in stream:
+                    await news.put((number * self.params.n + delta.index, delta))
+                await news.put(None)
+            except Exception as error:
+                await news.put(error)
+
+        self.facts.prompt_tokens += sum(len(prompt.ids) for prompt in self.prompts)
+        runs = [asyncio.ensure_future(follow(*pair)) for pair in enumerate(self.prompts)]
+        try:
+            left = len(runs)
+            while left:
+                new = await news.get()
+                if new is None:
+                    left -= 1
+                elif isinstance(new, Exception):
+                    raise new
+                else:
+                    self.facts.took_tokens(len(new[1].token_ids), new[0])
+                    yield new
+        finally:
+            for run in runs:
+                run.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def task_of(
+    service: Service,
+    request: Request,
+    served: Served,
+    prompts: Sequence[Prompt | Dialog],
+    params: SamplingParams,
+) -> Task:
+    """Encodes the prompts and holds them against the limits.
+
+    With `params.max_tokens` None an answer may be as long as the context allows. Raises ValueError
+    and APIError for what cannot run.
+    """
+    limits, facts = service.limits, facts_of(request.scope)
+    facts.model = served.name
+    service.check_prompts(len(prompts))
+    outputs = len(prompts) * (params.best_of or params.n)
+    if outputs > limits.max_outputs:
+        raise APIError(
+            400, f"the request is for {outputs} outputs; at most {limits.max_outputs} are allowed"
+        )
+    encoded = [await encoded_prompt(served, prompt) for prompt in prompts]
+    longest = max(len(prompt.ids) for prompt in encoded)
+    most = limits.max_new_tokens
+    if params.max_tokens is None:
+        # 1 where there is no room: the engine says so in its own words.
+        room = max(1, served.backend.room(longest))
+        params = replace(params, max_tokens=room if most is None else min(room, most))
+    elif most is not None and params.max_tokens > most:
+        raise APIError(
+            400,
+            f"max_tokens is {params.max_tokens}; at most {most} are allowed",
+            param="max_tokens",
+        )
+    return Task(served, encoded, params, facts)
+
+
+async def encoded_prompt(served: Served, prompt: Prompt | Dialog) -> EncodedPrompt:
+    """Encodes a prompt, a long one beside what else is to be done."""
+    tokenizer = served.backend.tokenizer
+    if isinstance(prompt, EncodedPrompt):
+        return prompt
+    if isinstance(prompt, str) and len(prompt) < LONG_TEXT:
+        return encode(tokenizer, prompt)
+    return await asyncio.to_thread(encode, tokenizer, prompt)
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All of it at once. Where one fails, the others are cancelled."""
+    runs = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*runs)
+    finally:
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+
+
+def new_id(kind: str) -> str:
+    """A name for an answer."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached: int | None = None) -> dict[str, Any]:
+    """The count of tokens."""
+    counts: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    if cached is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached}
+    return counts
