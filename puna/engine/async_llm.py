@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 from puna.config import ModelConfig
 from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource
-from puna.engine.output import Delta, RequestOutput
+from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
-from puna.engine.prompts import Dialog, Prompt
+from puna.engine.prompts import Dialog, Prompt, encode
 from puna.engine.statistics import Statistics
 from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
@@ -90,13 +91,19 @@ class AsyncLLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> RequestOutput:
         """What follows a prompt; many at once run together."""
-        return await self._finished(prompt, params, adapter)
+        return (await self._finished(self._adding(prompt, params, adapter))).result()
 
     async def chat(
         self, messages: Dialog, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> RequestOutput:
         """The assistant's answer to a dialog."""
-        return await self._finished(messages, params, adapter)
+        return (await self._finished(self._adding(messages, params, adapter))).result()
+
+    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Embedding:
+        """A prompt as one vector; many at once run together."""
+        ids = encode(self.tokenizer, prompt).ids
+        add = partial(self.llm.engine.add_embedding, ids, adapter=adapter)
+        return (await self._finished(add)).embedding()
 
     async def stream(
         self,
@@ -109,24 +116,26 @@ class AsyncLLM:
 
         Leaving the loop early, or being cancelled, ends the request.
         """
-        async for request in self._updates(prompt, params, adapter):
+        async for request in self._updates(self._adding(prompt, params, adapter)):
             while request.deltas:
                 yield request.deltas.popleft()
 
-    async def _finished(
-        self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
-    ) -> RequestOutput:
-        async for request in self._updates(prompt, params, adapter):
+    async def _finished(self, add: Callable[[], Request]) -> Request:
+        async for request in self._updates(add):
             request.deltas.clear()
-        return request.result()
+        return request
 
-    async def _updates(
+    def _adding(
         self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
-    ) -> AsyncIterator[Request]:
-        """The request each time that it has something new, the last time when it has ended."""
-        self._check_open()
-        engine = self.llm.engine
+    ) -> Callable[[], Request]:
         ids, params, options = self.llm.prepare(prompt, params or SamplingParams(), adapter)
+        return partial(self.llm.engine.add, ids, params, **options)
+
+    async def _updates(self, enter: Callable[[], Request]) -> AsyncIterator[Request]:
+        """The request that `enter` adds to the engine: each time that it has something new, the
+        last time when it has ended.
+        """
+        self._check_open()
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         held: list[Request] = []
         refused: list[Exception] = []
@@ -137,7 +146,7 @@ class AsyncLLM:
 
         def add() -> None:
             try:
-                held.append(engine.add(ids, params, **options))
+                held.append(enter())
                 self._waiting[held[0]] = tell
             except Exception as error:  # who asked hears of it; the engine goes on
                 refused.append(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ def greedy(vocab_size: int) -> Draw:
     return Draw(0.0, 0, 1.0, 0.0, 0.0, vocab_size)
 
 
+def _no_rows() -> NDArray[np.int32]:
+    return np.empty(0, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one step: new tokens of several sequences, one sequence after another.
@@ -56,17 +60,20 @@ class Batch:
     adapters: NDArray[np.int32] | None = None
     # Of each output, how its token is drawn, None where its logits are wanted; () for all logits.
     draws: tuple[Draw | None, ...] = ()
+    hidden: NDArray[np.int32] = field(default_factory=_no_rows)  # (N,) rows whose state is wanted
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """What a step gives: tokens of the outputs with a draw, logits of those without.
 
-    A token is NO_TOKEN where the output has no draw, or the highest logit was not finite.
+    A token is NO_TOKEN where the output has no draw, or the highest logit was not finite. Hidden
+    states are those that a head is given, after the last norm.
     """
 
     tokens: NDArray[np.int32]  # (L,)
     logits: NDArray[np.float32]  # (L', V) of the L' outputs without a draw, in their order
+    hidden: NDArray[np.float32]  # (N, D) of the rows `batch.hidden`
 
     def answers(self, batch: Batch, vocab_size: int) -> list[Answer]:
         """What there is for each output of the batch; logits of the first `vocab_size` tokens."""
@@ -98,7 +105,7 @@ class Runner(Protocol):
         ...
 
     def step(self, batch: Batch) -> Output:
-        """Runs all rows; tokens and logits of `batch.outputs`."""
+        """Runs all rows; tokens and logits of `batch.outputs`, states of `batch.hidden`."""
         ...
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:

@@ -63,16 +63,18 @@ def draws_of(params: SamplingParams, seed: int, sample: int, vocab_size: int) ->
     return Draws(params, seed, sample, vocab_size)
 
 
-def answered(batch: Batch, logits_LV: NDArray[np.float32]) -> Output:
+def answered(
+    batch: Batch, logits_LV: NDArray[np.float32], hidden_ND: NDArray[np.float32]
+) -> Output:
     """What a step gives whose outputs have these logits."""
     if not batch.draws:
-        return Output(np.full(len(logits_LV), NO_TOKEN, np.int32), logits_LV)
+        return Output(np.full(len(logits_LV), NO_TOKEN, np.int32), logits_LV, hidden_ND)
     tokens = [
         NO_TOKEN if draw is None else _token(row, draw)
         for row, draw in zip(logits_LV, batch.draws, strict=True)
     ]
     others = [draw is None for draw in batch.draws]
-    return Output(np.array(tokens, np.int32), logits_LV[others])
+    return Output(np.array(tokens, np.int32), logits_LV[others], hidden_ND)
 
 
 def _token(logits_V: NDArray[np.float32], draw: Draw) -> int:

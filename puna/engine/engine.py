@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from puna.engine.adapters import Adapters
 from puna.engine.batch import Answer, Runner, check_update
 from puna.engine.draws import draws_of, token_of
-from puna.engine.output import Delta, RequestOutput, Writer
+from puna.engine.output import Delta, Embedding, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
+from puna.engine.pooling import MeanPooling
 from puna.engine.sampling import TokenLogprobs, fresh_seed, logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
@@ -30,7 +31,7 @@ MAX_ROWS, MAX_SEQUENCES = 256, 64
 
 
 class Request:
-    """What was asked for, and what has come of it. Made by `Engine.add`."""
+    """What was asked for, and what has come of it. Made by `Engine.add` and `add_embedding`."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Request:
         self.error: ValueError | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.num_cached_tokens = 0
+        self.pooling: MeanPooling | None = None  # of one for an embedding
         self.writers: list[Writer] = []
         self.structures: list[Structure | None] = []  # of each writer
         self.live: list[Sequence] = []  # by `order[1]`, the index of its output
@@ -70,6 +72,13 @@ class Request:
             self.prompt_logprobs,
             self.num_cached_tokens,
         )
+
+    def embedding(self) -> Embedding:
+        """What `add_embedding` asked for, when it has finished; raises as `result`."""
+        if self.error is not None:
+            raise self.error
+        assert self.pooling is not None and self.finished
+        return Embedding(self.pooling.mean, self.prompt_token_ids)
 
 
 class Engine:
@@ -147,10 +156,24 @@ class Engine:
         )
         if sequence.wants_prompt:
             request.prompt_logprobs = [None] * len(ids)
-        request.live.append(sequence)
-        self.scheduler.add(sequence)
-        self._requests[request.number] = request
-        return request
+        return self._enter(request, sequence)
+
+    def add_embedding(self, ids: Many[int], *, adapter: str | None = None) -> Request:
+        """Takes a request for the mean of the hidden states of `ids`; raises as `add`."""
+        params = SamplingParams(max_tokens=0)
+        self.check(ids, params, adapter)
+        request = Request(None, ids, params, next(self._numbers), adapter)
+        request.pooling = MeanPooling(self.runner.config.dim)
+        sequence = Sequence(
+            (request.number, 0),
+            list(ids),
+            len(ids),
+            origin=self._origin(adapter),
+            adapter=self._adapters.find(adapter).index,
+            wants_prompt=True,
+            wants_hidden=True,
+        )
+        return self._enter(request, sequence)
 
     def check(self, ids: Many[int], params: SamplingParams, adapter: str | None = None) -> int:
         """The most tokens that each output may have. ValueError for what can never run."""
@@ -267,6 +290,12 @@ class Engine:
                 sequences.append(sequence)
         self.scheduler.restart(sequences)
 
+    def _enter(self, request: Request, sequence: Sequence) -> Request:
+        request.live.append(sequence)
+        self.scheduler.add(sequence)
+        self._requests[request.number] = request
+        return request
+
     def _origin(self, adapter: str | None) -> bytes:
         """What pages must have been computed with to be of use, version and adapter."""
         return f"{self._version} {self._adapters.find(adapter).number}".encode()
@@ -279,14 +308,19 @@ class Engine:
             return []
         output = self.runner.step(plan.batch)
         answers, place = output.answers(plan.batch, self.tokenizer.vocab_size), 0
+        states = output.hidden
         changed = {}
         for part in plan.parts:
             own, place = answers[place : place + part.num_outputs], place + part.num_outputs
+            hidden, states = states[: part.num_hidden], states[part.num_hidden :]
             request = self._requests.get(part.sequence.order[0])
             if request is None:  # another of its outputs failed in this step
                 continue
             try:
-                self._advance(request, part, own)
+                if part.sequence.wants_hidden:
+                    self._pool(request, part, hidden)
+                else:
+                    self._advance(request, part, own)
             except ValueError as error:
                 self.cancel(request)
                 request.error = error
@@ -301,6 +335,8 @@ class Engine:
         asked = []
         for sequence in self.scheduler.running:
             request = self._requests[sequence.order[0]]
+            if sequence.wants_hidden:
+                continue
             # The last token is never guessed: the model's own draw follows the guesses.
             room = max(0, request.writers[sequence.order[1]].room - 1)
             if sequence.remaining == 1:
@@ -312,6 +348,17 @@ class Engine:
         self.scheduler.remove(sequence)
         if self._drafter is not None:
             self._drafter.forget(sequence)
+
+    def _pool(self, request: Request, part: Part, hidden: NDArray[np.float32]) -> None:
+        """Adds a part's hidden states to the request's."""
+        assert request.pooling is not None
+        sequence = part.sequence
+        request.pooling.add(part.begin, hidden)
+        self.scheduler.advance(part)
+        if part.end == len(sequence.ids):
+            request.live.remove(sequence)
+            self._end(sequence)
+            self._prompt_tokens += sequence.prompt_length
 
     def _advance(self, request: Request, part: Part, answers: list[Answer]) -> None:
         """Does what the step found for a part."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from puna.chat import Message
 from puna.engine.engine import MAX_ROWS, MAX_SEQUENCES, Engine, Request
 from puna.engine.loading import load_runner
-from puna.engine.output import Delta, RequestOutput
+from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
 from puna.engine.speculate import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
@@ -148,6 +149,23 @@ class LLM:
         many = bool(messages) and not isinstance(messages[0], Message | Mapping)
         return self._run(messages if many else [messages], params, adapter)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+    ) -> list[Embedding]:
+        """Each prompt as one vector: the mean of its hidden states, not normalised.
+
+        Arguments and errors as of `generate`.
+        """
+        many = _many(prompts)
+        requests = self._finished(
+            partial(self.engine.add_embedding, encode(self.tokenizer, prompt).ids, adapter=name)
+            for prompt, name in zip(many, _names(adapter, len(many)), strict=True)
+        )
+        return [request.embedding() for request in requests]
+
     def stream(
         self,
         prompt: Prompt | Dialog,
@@ -190,19 +208,29 @@ class LLM:
         )
         if len(each) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(each)} SamplingParams")
-        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else adapter
-        if len(names) != len(prompts):
-            raise ValueError(f"there are {len(prompts)} prompts and {len(names)} adapters")
+        names = _names(adapter, len(prompts))
+        requests = self._finished(
+            self._adding(*one) for one in zip(prompts, each, names, strict=True)
+        )
+        return [request.result() for request in requests]
+
+    def _adding(
+        self, prompt: Any, params: SamplingParams, adapter: str | None
+    ) -> Callable[[], Request]:
+        ids, params, options = self.prepare(prompt, params, adapter)
+        return partial(self.engine.add, ids, params, **options)
+
+    def _finished(self, adding: Iterable[Callable[[], Request]]) -> list[Request]:
+        """The requests that these add to the engine, run to their ends."""
         requests: list[Request] = []
         try:
-            for prompt, wanted, name in zip(prompts, each, names, strict=True):
-                ids, wanted, options = self.prepare(prompt, wanted, name)
+            for add in adding:
                 with self._lock:
-                    requests.append(self.engine.add(ids, wanted, **options))
+                    requests.append(add())
             for request in requests:
                 while not request.finished:
                     self._step()
-            return [request.result() for request in requests]
+            return requests
         finally:
             self._cancel(requests)
 
@@ -237,6 +265,14 @@ def _opened(model: str | Path | Checkpoint, tokenizer: str | Path | None) -> Che
         return model
     vocabulary = None if tokenizer is None else load_vocabulary(Path(tokenizer))
     return open_checkpoint(locate(str(model)), vocabulary)
+
+
+def _names(adapter: str | Sequence[str | None] | None, count: int) -> Sequence[str | None]:
+    """The adapter of each of so many prompts."""
+    names = [adapter] * count if adapter is None or isinstance(adapter, str) else adapter
+    if len(names) != count:
+        raise ValueError(f"there are {count} prompts and {len(names)} adapters")
+    return names
 
 
 def _many(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:

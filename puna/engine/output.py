@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puna.engine.params import SamplingParams
 from puna.engine.sampling import TokenLogprobs
 from puna.engine.stopping import StopStrings
@@ -56,6 +59,17 @@ class RequestOutput:
     outputs: list[Completion]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A prompt as one vector: the mean of its hidden states after the last norm, (D,) float32.
+
+    Not normalised.
+    """
+
+    vector: NDArray[np.float32]
+    prompt_token_ids: list[int]
 
 
 class Writer:

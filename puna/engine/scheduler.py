@@ -199,7 +199,9 @@ class Scheduler:
     def _part(self, sequence: Sequence, count: int) -> Part:
         begin, end = sequence.length, sequence.length + count
         wanted = max(0, end - len(sequence.ids) + 1)
-        if sequence.wants_prompt and begin < sequence.prompt_length:
+        if sequence.wants_hidden:
+            wanted = 0
+        elif sequence.wants_prompt and begin < sequence.prompt_length:
             wanted = count
         return Part(sequence, begin, end, wanted)
 
@@ -216,6 +218,7 @@ def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
     positions: list[int] = []
     sequences: list[int] = []
     outputs: list[int] = []
+    hidden: list[int] = []
     draws: list[Draw | None] = []
     for number, part in enumerate(parts):
         tables[number, : len(part.sequence.pages)] = part.sequence.pages
@@ -223,6 +226,7 @@ def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
         positions += range(part.begin, part.end)
         sequences += [number] * (part.end - part.begin)
         outputs += range(len(tokens) - part.num_outputs, len(tokens))
+        hidden += range(len(tokens) - part.num_hidden, len(tokens))
         draws += part.draws
     return Batch(
         tokens=np.array(tokens, np.int32),
@@ -233,4 +237,5 @@ def _batch(parts: Many[Part], copies: Many[tuple[int, int]]) -> Batch:
         copies=tuple(copies),
         adapters=adapters if (adapters >= 0).any() else None,
         draws=tuple(draws),
+        hidden=np.array(hidden, np.int32),
     )

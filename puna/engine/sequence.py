@@ -25,6 +25,8 @@ class Sequence:
     adapter: int = -1  # its slot in the runner, -1 for none
     # All rows of the prompt are wanted, not just what follows it, so none may be skipped.
     wants_prompt: bool = False
+    # What is wanted of these are hidden states, and nothing follows.
+    wants_hidden: bool = False
     # How the token of a number in the output is drawn inside a step, where it is.
     draw: Callable[[int], Draw | None] | None = None
     pages: list[int] = field(default_factory=list)
@@ -69,13 +71,17 @@ class Sequence:
 class Part:
     """Rows of one sequence in a step: its tokens from `begin` to `end`, proposals included.
 
-    What follows the last `num_outputs` of them is wanted.
+    What follows the last `num_outputs` of them is wanted, the hidden states of `num_hidden`.
     """
 
     sequence: Sequence
     begin: int
     end: int
     num_outputs: int
+
+    @property
+    def num_hidden(self) -> int:
+        return self.end - self.begin if self.sequence.wants_hidden else 0
 
     @property
     def tokens(self) -> Many[int]:

@@ -44,20 +44,20 @@ class TorchRunner:
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> Output:
-        """Runs all rows; tokens and logits of `batch.outputs`."""
+        """Runs all rows; tokens and logits of `batch.outputs`, states of `batch.hidden`."""
         for source, target in batch.copies:
             for pages in (self._keys, self._values):
                 pages.copy(source, target)
         device = self.model.norm.weight.device
-        tokens, positions, outputs = (
+        tokens, positions, outputs, wanted = (
             torch.from_numpy(array.astype(np.int64)).to(device)
-            for array in (batch.tokens, batch.positions, batch.outputs)
+            for array in (batch.tokens, batch.positions, batch.outputs, batch.hidden)
         )
         attend = _PagedAttention(self._keys, self._values, batch)
         with self._adapters.applied(batch):
-            hidden = self.model(tokens[None], positions[None], attend)
-            logits = next_token_logits(self.model, hidden[0, outputs]).float().cpu()
-        return answered(batch, logits.numpy())
+            hidden = self.model(tokens[None], positions[None], attend)[0]
+            logits = next_token_logits(self.model, hidden[outputs]).float().cpu()
+        return answered(batch, logits.numpy(), hidden[wanted].float().cpu().numpy())
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
         """See `Runner`."""

@@ -65,12 +65,13 @@ class _Model(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("num_rows", "num_outputs", "num_draws")),
-        *((name, ctypes.c_int32) for name in ("table_width", "num_threads", "padding")),
+        *((name, ctypes.c_int32) for name in ("table_width", "num_threads", "num_hidden")),
         *((name, ctypes.c_char_p) for name in ("tokens", "positions", "sequences", "tables")),
         *((name, ctypes.c_char_p) for name in ("outputs", "draws")),
         *((name, ctypes.c_void_p) for name in ("chosen", "logits", "workspace")),
         *((name, ctypes.c_void_p) for name in ("adapters", "added")),
         ("rank", ctypes.c_int64),
+        *(("hidden", ctypes.c_char_p), ("states", ctypes.c_void_p)),
     )
 
 
@@ -171,38 +172,42 @@ class Forward:
         tables: Ints,
         outputs: Ints,
         draws: Sequence[DrawFields | None],
+        hidden: Ints,
         adapters: Sequence[LowRanks | None] = (),
         added: Floats | None = None,
-    ) -> tuple[Ints, Floats]:
-        """Tokens (L,) drawn after the rows `outputs`, and logits of those that draw none.
+    ) -> tuple[Ints, Floats, Floats]:
+        """Tokens (L,) drawn after the rows `outputs`, logits of those that draw none, and states.
 
         Row r is `tokens[r]`, at `positions[r]` of the sequence whose pages are in row
         `sequences[r]` of `tables` (S, P). Its keys and values are kept there before any row
         attends. The token of an output whose place in `draws` (L,) has None is -1, and so is that
-        of one whose highest logit is not finite. Logits are (L - draws, vocabulary). `adapters` has
-        that of each sequence (S,), where any has one; `added` (R, dim) goes to the embeddings of
-        those that have one.
+        of one whose highest logit is not finite. Logits are (L - draws, vocabulary). States
+        (N, dim) are the rows `hidden` after the last norm. `adapters` has that of each sequence
+        (S,), where any has one; `added` (R, dim) goes to the embeddings of those that have one.
         """
         num_draws = len(draws) - draws.count(None)
         chosen = np.empty(len(outputs), np.int32)
         logits = np.empty((len(outputs) - num_draws, self.config.vocab_size), np.float32)
+        states = np.empty((len(hidden), self.config.dim), np.float32)
         arrays = (tokens, positions, sequences, tables, outputs)
         pairs = addresses(adapters) if adapters else None
         step = _Step(
-            *(len(tokens), len(outputs), num_draws, tables.shape[1], self.num_threads, 0),
+            *(len(tokens), len(outputs), num_draws),
+            *(tables.shape[1], self.num_threads, len(hidden)),
             *(np.asarray(array, np.int32).tobytes() for array in arrays),
             b"".join([_NO_DRAW if draw is None else _DRAW.pack(*draw) for draw in draws]),
             *(chosen.ctypes.data, logits.ctypes.data, None),
             None if pairs is None else ctypes.addressof(pairs),
             None if added is None else added.ctypes.data,
             max((adapter.rank for adapter in adapters if adapter), default=0),
+            *(np.asarray(hidden, np.int32).tobytes(), states.ctypes.data),
         )
         needed = self._library.puna_workspace_bytes(ctypes.byref(self._model), ctypes.byref(step))
         if needed > self._workspace.size:
             self._workspace = huge(needed)
         step.workspace = self._workspace.ctypes.data
         self._library.puna_step(ctypes.byref(self._model), ctypes.byref(step))
-        return chosen, logits
+        return chosen, logits, states
 
 
 def choose(library: ctypes.CDLL, logits: Floats, draw: DrawFields) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 catalog = APIRouter()
 state = APIRouter()
+
+_TYPES = ("str", "int")
 
 
 def create_app(models: Models, limits: Limits | None = None) -> FastAPI:
@@ -80,12 +83,24 @@ def _problem(error: Exception) -> APIError:
 
 def _invalid(error: RequestValidationError) -> APIError:
     """The first thing that is wrong with a body, and where."""
-    first = error.errors()[0]
+    # Of a choice of types each has its error; the one deepest in the body knows most.
+    first = max(error.errors(), key=lambda each: len(each["loc"]))
     if first["type"] == "json_invalid":
         return APIError(
             400, f"the body is no JSON ({first['ctx']['error']}, at {first['loc'][-1]})"
         )
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = _path(first["loc"][1:])
     if first["type"] == "extra_forbidden":
         return APIError(400, f"unknown field {where}", param=where, code="unknown_parameter")
     return APIError(400, f"{where or 'the body'}: {first['msg']}", param=where or None)
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    """`messages[0].content`, without the names of types that pydantic puts between."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in _TYPES:
+            path += f".{part}" if path else part
+    return path

@@ -39,8 +39,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     served = service.models.find(body.model)
     task = await task_of(service, request, served, prompts_of(body.prompt), params)
     if body.stream:
-        return EventStream(_events(task, body), service.time_limit)
-    return WholeAnswer(_whole(task, body), service.time_limit)
+        return EventStream(_events(task, body))
+    return WholeAnswer(_whole(task, body))
 
 
 def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
@@ -106,8 +106,7 @@ def _choice(
 
 async def _events(task: Task, body: CompletionRequest) -> AsyncGenerator[Event, None]:
     head = _head(task)
-    options = body.stream_options
-    counted = bool(options and options.include_usage)
+    counted = body.counts_usage
     if counted:
         head["usage"] = None
     tokenizer, n = task.served.backend.tokenizer, task.params.n

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from puna.engine.async_llm import EngineStoppedError
+
+# How errors begin that say which field they are about: `messages[3].content: ...`.
+_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -73,7 +77,8 @@ def as_api_error(error: Exception) -> APIError:
     if isinstance(error, EngineStoppedError):
         return APIError(503, str(error), kind="server_error", code="engine_stopped")
     if isinstance(error, ValueError):
-        return APIError(400, str(error))
+        field = _FIELD.match(str(error))
+        return APIError(400, str(error), param=field and field[1])
     return APIError(
         500, "the server failed at this; its log says how", kind="server_error", code="internal"
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from puna.serve.errors import APIError, Receive, Scope, Send, as_api_error
+from puna.serve.errors import Receive, Scope, Send, as_api_error
 
 T = TypeVar("T")
 
@@ -25,26 +25,6 @@ Event = dict[str, Any]
 
 class GoneError(Exception):
     """The client has left."""
-
-
-class TimeLimit:
-    """How long an answer may take, from its arrival; None: as long as it takes."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-
-    async def __call__(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives. Raises APIError (504) when the time is over."""
-        try:
-            async with asyncio.timeout(self.seconds):
-                return await work
-        except TimeoutError:
-            raise APIError(
-                504,
-                f"the answer took longer than the {self.seconds:g} s that this server allows",
-                kind="server_error",
-                code="timeout",
-            ) from None
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -70,13 +50,13 @@ async def _gone(receive: Receive) -> None:
 class WholeAnswer(Response):
     """One JSON object, computed while the client waits."""
 
-    def __init__(self, work: Coroutine[Any, Any, Event], limit: TimeLimit) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Event]) -> None:
         super().__init__()
-        self._work, self._limit = work, limit
+        self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await unless_gone(receive, self._limit(self._work))
+            body = await unless_gone(receive, self._work)
         except GoneError:
             # nginx's number for it; nobody gets it, the access log does.
             await Response(status_code=499)(scope, receive, send)
@@ -91,9 +71,9 @@ class EventStream(Response):
     stream, for the status has been sent.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None], limit: TimeLimit) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         super().__init__()
-        self._events, self._limit = events, limit
+        self._events = events
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +85,7 @@ class EventStream(Response):
 
     async def _whole(self, send: Send) -> None:
         try:
-            await self._limit(self._send(send))
+            await self._send(send)
         except Exception as error:
             if not self._started:
                 raise

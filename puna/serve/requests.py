@@ -65,6 +65,11 @@ class Sampling(Body):
     regex: str | None = Field(None, description="What the output must match.")
     grammar: str | None = Field(None, description="What the output must fit, as Lark.")
 
+    @property
+    def counts_usage(self) -> bool:
+        """Whether a stream ends with the count of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
     def sampling(self, **others: Any) -> SamplingParams:
         """The engine's parameters. Raises ValueError for what it refuses."""
         values = {"temperature": 1.0, "top_p": 1.0}

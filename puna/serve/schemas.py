@@ -13,14 +13,17 @@ from typing import Any
 Schema = dict[str, Any]
 
 # Where schemas sit in a schema: alone, in a list, or by name.
-_ALONE, _LISTED, _NAMED = ("items",), ("prefixItems", "anyOf", "oneOf"), ("properties", "$defs")
+_ALONE, _LISTED = ("items", "additionalProperties"), ("prefixItems", "anyOf", "oneOf")
+_NAMED = ("properties", "$defs", "definitions")
 _CHOICES = {"$ref", "anyOf", "oneOf"}
 _OBJECT = {"properties", "required"}
 # With one of these, more than the listed properties may be meant, or needed.
 _OPEN = {
     "additionalProperties",
+    "const",
     "dependentRequired",
     "dependentSchemas",
+    "enum",
     "minProperties",
     "patternProperties",
     "propertyNames",
@@ -97,7 +100,8 @@ def _closed(node: Any) -> Any:
         elif key in _NAMED and isinstance(value, dict):
             found[key] = {name: _closed(child) for name, child in value.items()}
     listed, required = node.get("properties"), node.get("required", [])
-    if isinstance(listed, dict) and isinstance(required, list) and not node.keys() & _OPEN:
-        if all(isinstance(name, str) and name in listed for name in required):
-            found["additionalProperties"] = False
+    if not isinstance(listed, dict) or not isinstance(required, list) or node.keys() & _OPEN:
+        return found
+    if all(isinstance(name, str) and name in listed for name in required):
+        found["additionalProperties"] = False
     return found

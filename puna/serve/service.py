@@ -15,7 +15,6 @@ from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
 from puna.serve.errors import APIError
-from puna.serve.events import TimeLimit
 from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
 
@@ -31,7 +30,6 @@ class Limits:
     max_prompts: int = 256
     max_outputs: int = 256  # prompts times n or best_of
     max_new_tokens: int | None = None
-    seconds: float | None = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +44,6 @@ class Service:
         most = self.limits.max_prompts
         if count > most:
             raise APIError(400, f"the request has {count} prompts; at most {most} are allowed")
-
-    @property
-    def time_limit(self) -> TimeLimit:
-        """How long an answer may take."""
-        return TimeLimit(self.limits.seconds)
 
 
 def service_of(request: Request) -> Service:

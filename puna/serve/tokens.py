@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from puna.chat import LLAMA2_TEMPLATE
-from puna.serve.chat import dialog_of
 from puna.serve.errors import APIError
 from puna.serve.requests import DetokenizeRequest, TokenizeRequest
 from puna.serve.responses import DetokenizeResponse, TokenizeResponse, TokenizerInfo, answers
 from puna.serve.service import encoded_prompt, service_of
+from puna.serve.tool_messages import dialog_of
 from puna.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -23,8 +23,11 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, object]
     if [body.prompt, body.content, body.messages].count(None) != 2:
         raise APIError(400, "give one of prompt, content and messages", param="prompt")
     text = body.content if body.prompt is None else body.prompt
-    dialog = dialog_of(body.messages or [])
-    ids = list((await encoded_prompt(served, dialog if text is None else text)).ids)
+    if text is None:
+        messages = body.model_dump(exclude_none=True)["messages"]
+        ids = list((await encoded_prompt(served, dialog_of(messages))).ids)
+    else:
+        ids = list((await encoded_prompt(served, text)).ids)
     if text is not None and not _wants_bos(body):
         del ids[0]
     return {

@@ -87,12 +87,11 @@ class Answer:
         `tool_calls` where the output ended with a whole call; one that was cut is the engine's.
         """
         events: list[Event] = []
-        if self._read == self._start and self._choice == "auto":
+        if self._choice != "required" and self._read in (self._start, self._text):
             self._held = self._held.removeprefix(" ")
             events = self._text()
+            self.content = self.content or ""
         self._held = ""
-        if self.content is None and not self.calls and self._choice != "required":
-            self.content = ""
         whole = bool(self.calls) and self._arguments is not None and self._arguments.found
         return events, "tool_calls" if whole and reason == "stop" else reason
 

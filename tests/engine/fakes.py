@@ -1,4 +1,4 @@
-"""A runner whose logits depend on every token that its pages hold for a sequence, and no more."""
+"""A runner whose results depend on every token that its pages hold for a sequence, and no more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.samples import small_config
 
 
 class HashRunner:
-    """Keeps tokens in pages; the logits of a row are random numbers seeded by all up to it."""
+    """Keeps tokens in pages; what a row gives are random numbers seeded by all up to it."""
 
     def __init__(self, num_pages: int, page_size: int, *, context: int = 64, vocab: int = 420):
         self.config = small_config(context_length=context, vocab_size=vocab)
@@ -28,7 +28,7 @@ class HashRunner:
         self._version = 0
 
     def step(self, batch: Batch) -> Output:
-        return answered(batch, self.logits(batch))
+        return answered(batch, self.logits(batch), self.hidden(batch))
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         self.num_rows.append(len(batch.tokens))
@@ -44,10 +44,18 @@ class HashRunner:
         self._pages[pages, slots] = batch.tokens + marks[batch.sequences]
         logits = np.empty((len(batch.outputs), self.config.vocab_size), np.float32)
         for row, output in zip(logits, batch.outputs, strict=True):
-            table = batch.tables[batch.sequences[output]]
-            tokens = self._pages[table].reshape(-1)[: batch.positions[output] + 1]
-            row[:] = logits_after(tokens, len(row))
+            row[:] = logits_after(self._tokens(batch, output), len(row))
         return logits
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        states = np.empty((len(batch.hidden), self.config.dim), np.float32)
+        for state, row in zip(states, batch.hidden, strict=True):
+            state[:] = logits_after(self._tokens(batch, row), len(state))
+        return states
+
+    def _tokens(self, batch: Batch, row: int) -> NDArray[np.int32]:
+        table = batch.tables[batch.sequences[row]]
+        return self._pages[table].reshape(-1)[: batch.positions[row] + 1]
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
         assert slot not in self._marks

@@ -163,13 +163,14 @@ def test_a_step_answers_with_tokens_and_logits() -> None:
     rows[2] = np.nan
     each = np.arange(4, dtype=np.int32)
     batch = Batch(each, each, each, each[:, None], each, draws=(None, greedy(4), greedy(5), None))
-    output = answered(batch, rows)
+    states = np.empty((0, 8), np.float32)
+    output = answered(batch, rows, states)
     assert output.tokens.tolist() == [NO_TOKEN, 3, NO_TOKEN, NO_TOKEN]
     answers = output.answers(batch, 3)
     assert answers[1:3] == [3, NO_TOKEN]
     assert [np.asarray(answers[i]).tolist() for i in (0, 3)] == [[0, 1, 2], [15, 16, 17]]
     plain = Batch(each, each, each, each[:, None], each)
-    np.testing.assert_array_equal(np.stack(answered(plain, rows).answers(plain, 5)), rows)
+    np.testing.assert_array_equal(np.stack(answered(plain, rows, states).answers(plain, 5)), rows)
     assert isinstance(output, Output)
 
 

@@ -63,7 +63,7 @@ class NativeRunner:
         )
 
     def step(self, batch: Batch) -> Output:
-        """Runs all rows; tokens and logits of `batch.outputs`."""
+        """Runs all rows; tokens and logits of `batch.outputs`, states of `batch.hidden`."""
         for source, target in batch.copies:
             for pages in (self._forward.keys, self._forward.values):
                 pages[:, target] = pages[:, source]
@@ -80,6 +80,7 @@ class NativeRunner:
                 batch.tables,
                 batch.outputs,
                 batch.draws or (None,) * len(batch.outputs),
+                batch.hidden,
                 adapters,
                 added,
             )

@@ -56,7 +56,7 @@ def follow(runner: GPURunner, ranks: Ranks) -> None:
         dist.broadcast_object_list(received, src=0, group=ranks.control)
         if received[0] is None:
             return
-        runner.logits(received[0])
+        runner.run(received[0])
 
 
 def _send(batch: Batch | None, ranks: Ranks) -> None:

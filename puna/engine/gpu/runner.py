@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from puna.formats.adapters import Pair
     from puna.formats.checkpoint import LazyTensor
 
+Floats = NDArray[np.float32]
+
 DECODE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 MIXED_BUCKETS = (16, 64, 256)
 _LINES = 32  # rows of a prompt, times heads that share keys, that are attended together
@@ -101,8 +103,8 @@ class GPURunner:
         return sum(sizes)
 
     def step(self, batch: Batch) -> Output:
-        """Runs all rows; tokens and logits of `batch.outputs`."""
-        return answered(batch, self.logits(batch))
+        """Runs all rows; tokens and logits of `batch.outputs`, states of `batch.hidden`."""
+        return answered(batch, *self.run(batch))
 
     def load_adapter(self, slot: int, pairs: Mapping[str, Pair]) -> None:
         """ValueError: the fused layers of a GPU take none."""
@@ -127,26 +129,30 @@ class GPURunner:
             held[name].copy_(read_tensor(tensor))
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits (L, V) of the rows `batch.outputs`."""
+    def run(self, batch: Batch) -> tuple[Floats, Floats]:
+        """Logits (L, V) of the rows `batch.outputs`, hidden states (N, D) of `batch.hidden`."""
         with self._current:
             return self._run(batch)
 
-    def _run(self, batch: Batch) -> NDArray[np.float32]:
+    def _run(self, batch: Batch) -> tuple[Floats, Floats]:
         for source, target in batch.copies:
             for attention in self._attentions:
                 for pages in (attention.keys, attention.values):
                     pages[target] = pages[source]
-        if is_decode(batch):
-            return self._decode(batch)
+        if is_decode(batch) and not len(batch.hidden):  # which graphs do not give
+            return self._decode(batch), np.empty((0, self.config.dim), np.float32)
         shape = self._shape(bucket(len(batch.tokens), MIXED_BUCKETS), self._tile)
         hidden = self._hidden(self._staged(batch, shape), shape)
+        outputs, wanted = (
+            torch.from_numpy(rows.astype(np.int64)).to(self._device)
+            for rows in (batch.outputs, batch.hidden)
+        )
+        states = hidden[wanted].float().cpu().numpy()
         if len(batch.outputs) == 0:
-            return np.empty((0, self.config.vocab_size), np.float32)
-        wanted = torch.from_numpy(batch.outputs.astype(np.int64)).to(self._device)
-        return self._logits(hidden[wanted]).cpu().numpy()
+            return np.empty((0, self.config.vocab_size), np.float32), states
+        return self._logits(hidden[outputs]).cpu().numpy(), states
 
-    def _decode(self, batch: Batch) -> NDArray[np.float32]:
+    def _decode(self, batch: Batch) -> Floats:
         shape = self._shape(bucket(len(batch.tokens), DECODE_BUCKETS), 1)
         if self._uses_graphs and shape not in self._graphs:
             self._graphs[shape] = self._captured(shape)

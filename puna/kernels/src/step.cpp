@@ -72,6 +72,17 @@ void gate(const Work& w, int thread, const Layer& layer) {
     w.pool->barrier();
 }
 
+void place_states(const Work& w, int thread) {
+    const Share own(w.s.num_hidden, thread, w.s.num_threads);
+    for (int64_t i = own.begin; i < own.end; i++) {
+        const float* x = w.x + w.s.hidden[i] * int64_t(w.m.dim);
+        const float scale = inverse_rms(x, w.m.dim, w.m.eps);
+        for (int64_t k = 0; k < w.m.dim; k++) {
+            w.s.states[i * w.m.dim + k] = x[k] * scale * w.m.norm[k];
+        }
+    }
+}
+
 void find_logits(const Work& w, int thread) {
     const Matrix& m = w.m.output;
     const Share own(m.num_tiles(), thread, w.s.num_threads);
@@ -125,6 +136,8 @@ void run(void* argument, int thread) {
         prepare(w, thread, {w.hidden, w.wide, m.ffn_dim, nullptr, l.w2_order, nullptr}, s.num_rows);
         project_back(w, thread, l.w2, pairs_of(w, l) + W2);
     }
+    place_states(w, thread);
+    if (s.num_outputs == 0) return;
     prepare(w, thread, {w.x, m.dim, m.dim, m.norm, nullptr, s.outputs}, s.num_outputs);
     find_logits(w, thread);
     draw_tokens(w, thread);

@@ -40,7 +40,7 @@ struct Model {
 };
 
 struct Step {
-    int32_t num_rows, num_outputs, num_draws, table_width, num_threads, padding;
+    int32_t num_rows, num_outputs, num_draws, table_width, num_threads, num_hidden;
     const int32_t* tokens;     // (rows)
     const int32_t* positions;  // (rows)
     const int32_t* sequences;  // (rows)
@@ -53,6 +53,8 @@ struct Step {
     const LowRank* const* adapters;  // (sequences), null without one; null where none has one
     const float* added;              // (rows, dim), to embeddings; null where nothing is
     int64_t rank;                    // the largest of these adapters
+    const int32_t* hidden;           // (hidden), rows whose state is wanted
+    float* states;                   // (hidden, dim), after the last norm
 };
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
