@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from puna import __version__
-from puna.serve import chat, completions, tokens
+from puna.serve import chat, completions, embeddings, tokens
 from puna.serve.errors import APIError, as_api_error
 from puna.serve.facts import facts_of
 from puna.serve.models import Models
@@ -31,7 +31,7 @@ def create_app(models: Models, limits: Limits | None = None) -> FastAPI:
     """The API over these models."""
     app = FastAPI(title="Puna", version=__version__, description=__doc__ or "")
     app.state.service = Service(models, limits or Limits())
-    for router in (catalog, completions.router, chat.router):
+    for router in (catalog, completions.router, chat.router, embeddings.router):
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.
         app.include_router(router, include_in_schema=False)
