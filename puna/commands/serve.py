@@ -77,6 +77,14 @@ if TYPE_CHECKING:
     "--drain-timeout", type=click.FloatRange(min=0), default=30, show_default=True,
     metavar="SECONDS", help="After SIGTERM, wait so long for what runs.",
 )  # fmt: skip
+@click.option(
+    "--log/--no-log", "log_requests", default=True, show_default=True,
+    help="A line of JSON for each request, on standard error; without what people wrote.",
+)  # fmt: skip
+@click.option(
+    "--access-log", type=click.Path(path_type=Path), metavar="FILE", help="Those lines in a file."
+)
+@click.option("--log-prompts", is_flag=True, help="Log also the beginning of what people wrote.")
 @click.option("--web/--no-web", default=True, show_default=True, help="The chat at /.")
 def serve(
     models: tuple[str, ...],
@@ -94,6 +102,9 @@ def serve(
     max_body: int,
     timeout: float,
     drain_timeout: float,
+    log_requests: bool,
+    access_log: Path | None,
+    log_prompts: bool,
     web: bool,
     **engine: Any,
 ) -> None:
@@ -105,13 +116,15 @@ def serve(
     try:
         import fastapi  # noqa: F401
     except ImportError:
-        raise ValueError("puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'") from None
-    from puna.serve.app import create_app
+        raise ValueError(
+            "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
+        ) from None
+    from puna.serve.access_log import open_log
     from puna.serve.deadlines import Stopping
     from puna.serve.exposure import check_exposure
     from puna.serve.running import RunOptions, bind, bind_unix, check_tls, run
     from puna.serve.service import Limits
-    from puna.serve.stack import Protection, protected
+    from puna.serve.stack import Logging, Protection, build
 
     keys = _keys(api_keys)
     if uds is None:
@@ -128,15 +141,23 @@ def serve(
         max_body_bytes=max_body,
         seconds=timeout,
     )
+    log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
     served = _load(models or ("cria",), adapters, engine)
-    api = create_app(served, Limits(max_new_tokens=max_new_tokens), stopping, web=web)
+    app = build(
+        served,
+        stopping,
+        protection=protection,
+        limits=Limits(max_new_tokens=max_new_tokens),
+        log=log,
+        chat=web,
+    )
     options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
 
     def announce(url: str) -> None:
         names = ", ".join(each.name for each in served.all())
         click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
 
-    sys.exit(run(protected(api, protection, stopping), listener, stopping, options, announce))
+    sys.exit(run(app, listener, stopping, options, announce))
 
 
 def _keys(path: Path | None) -> Keys | None:

@@ -1,4 +1,4 @@
-"""The web chat's files at `/` and `/web/`, with headers that let no text become a script."""
+"""The pages and their files, with headers that let no text become a script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 WEB = Path(__file__).with_name("web")
-PAGE = "index.html"
+PAGES = {"/": "index.html", "/docs": "api.html"}
 
 # What is served, by the end of its name. Licences and notes lie beside the files and are not.
 MEDIA_TYPES = {
@@ -55,27 +55,29 @@ class _Asset:
     etag: str
 
 
-def page_routes() -> list[Route]:
-    """The routes of the web chat, to be mounted in an application: `/` and `/web/{path}`.
+def page_routes(*, chat: bool = True) -> list[Route]:
+    """The pages: the API's description at `/docs`, the chat at `/`, what they need at `/web/`.
 
     The files are read once, here. A path is looked up among their names and never opened, so no
     path leads out of the folder.
     """
     assets = _read_assets(WEB)
-    page = assets.pop(PAGE)
+    pages = {path: assets.pop(name) for path, name in PAGES.items()}
+    if not chat:
+        del pages["/"]
 
-    async def index(request: Request) -> Response:
-        return _answer(request, page)
+    async def page(request: Request) -> Response:
+        return _answer(request, pages[request.url.path])
 
     async def asset(request: Request) -> Response:
         found = assets.get(request.path_params["path"])
         if found is None:
-            raise HTTPException(404, "there is no such file in the web chat")
+            raise HTTPException(404)
         return _answer(request, found)
 
     return [
-        Route("/", index, name="web_chat", include_in_schema=False),
-        Route("/web/{path:path}", asset, name="web_chat_file", include_in_schema=False),
+        *(Route(path, page, include_in_schema=False) for path in pages),
+        Route("/web/{path:path}", asset, include_in_schema=False),
     ]
 
 
