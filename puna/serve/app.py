@@ -26,6 +26,9 @@ _LOG = logging.getLogger(__name__)
 catalog = APIRouter()
 state = APIRouter()
 
+VERSIONED = (catalog, completions.router, chat.router, embeddings.router)  # under /v1
+UNVERSIONED = (tokens.router, state)
+
 _TYPES = ("str", "int")
 
 
@@ -52,12 +55,12 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = Service(models, limits or Limits(), stopping or Stopping())
-    for router in (catalog, completions.router, chat.router, embeddings.router):
+    for router in VERSIONED:
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.
         app.include_router(router, include_in_schema=False)
-    app.include_router(tokens.router)
-    app.include_router(state)
+    for router in UNVERSIONED:
+        app.include_router(router)
     app.router.routes.extend(routes)
     for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, _on_error)

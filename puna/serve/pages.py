@@ -24,28 +24,30 @@ MEDIA_TYPES = {
 }
 
 # Scripts, styles and requests of this origin alone; nothing inline, no frames, no forms.
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "font-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "manifest-src 'self'",
-    )
-)
-
-HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # Kept by browsers, and asked for again by its ETag: a new version shows at once.
-    "Cache-Control": "no-cache",
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data:",
+    "connect-src": "'self'",
+    "font-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "manifest-src": "'self'",
 }
+# RapiDoc styles its elements inline; it shows nothing that a model wrote.
+_DOCS_POLICY = _POLICY | {"style-src": "'self' 'unsafe-inline'"}
+
+
+def _headers(policy: dict[str, str]) -> dict[str, str]:
+    return {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        # Kept by browsers, and asked for again by its ETag: a new version shows at once.
+        "Cache-Control": "no-cache",
+    }
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Asset:
     content: bytes
     media_type: str
     etag: str
+    headers: dict[str, str]
 
 
 def page_routes(*, chat: bool = True) -> list[Route]:
@@ -67,7 +70,7 @@ def page_routes(*, chat: bool = True) -> list[Route]:
         del pages["/"]
 
     async def page(request: Request) -> Response:
-        return _answer(request, pages[request.url.path])
+        return _answer(request, pages[request.scope["path"]])
 
     async def asset(request: Request) -> Response:
         found = assets.get(request.path_params["path"])
@@ -88,14 +91,15 @@ def _read_assets(folder: Path) -> dict[str, _Asset]:
         if media_type is not None and path.is_file():
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            assets[path.relative_to(folder).as_posix()] = _Asset(content, media_type, etag)
+            name = path.relative_to(folder).as_posix()
+            headers = _headers(_DOCS_POLICY if name == PAGES["/docs"] else _POLICY)
+            assets[name] = _Asset(content, media_type, etag, headers | {"ETag": etag})
     return assets
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    headers = HEADERS | {"ETag": asset.etag}
     if_none_match = request.headers.get("if-none-match", "")
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if asset.etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    return Response(asset.content, headers=headers, media_type=asset.media_type)
+        return Response(status_code=304, headers=asset.headers)
+    return Response(asset.content, headers=asset.headers, media_type=asset.media_type)

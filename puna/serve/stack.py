@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from puna.engine.statistics import Statistics
 from puna.serve.access_log import AccessLog
-from puna.serve.app import create_app
+from puna.serve.app import UNVERSIONED, VERSIONED, create_app
 from puna.serve.deadlines import Deadline, Stopping
 from puna.serve.errors import App
 from puna.serve.exposure import LocalOnly
@@ -69,7 +69,8 @@ def build(
     metrics = Metrics(lambda: names, lambda: patterns, keys.names if keys else (), statistics)
     routes = [Route("/metrics", metrics.endpoint), *page_routes(chat=chat)]
     api = create_app(models, limits, stopping, routes)
-    patterns = frozenset(path for route in api.routes if (path := getattr(route, "path", None)))
+    known = [*routes, *(route for router in VERSIONED + UNVERSIONED for route in router.routes)]
+    patterns = frozenset(getattr(route, "path", "") for route in known)
     app = MeasureRequests(_protected(api, protection, stopping), metrics)
     if log.logger is None:
         return app
