@@ -16,6 +16,7 @@ from puna.serve import chat, completions, tokens
 from puna.serve.errors import APIError, as_api_error
 from puna.serve.facts import facts_of
 from puna.serve.models import Models
+from puna.serve.pages import page_routes
 from puna.serve.responses import ModelCard, ModelList, Status, answers
 from puna.serve.service import Limits, Service, service_of
 
@@ -37,6 +38,7 @@ def create_app(models: Models, limits: Limits | None = None) -> FastAPI:
         app.include_router(router, include_in_schema=False)
     app.include_router(tokens.router)
     app.include_router(state)
+    app.router.routes.extend(page_routes())
     for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, _on_error)
     return app
