@@ -1,4 +1,4 @@
-"""The files of the web chat over HTTP: their headers, their kinds, and that nothing else is there."""
+"""The files of the web chat over HTTP: their headers, and that nothing else is there."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ HOSTILE = """# <img src=x onerror=alert(1)> Title
 
 - [ ] <details open ontoggle=alert(22)>
 <a href="https://evil.example" id=app name=body style="position:fixed">raw link</a>
-<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(23)&gt;">
+<math><mtext><table><mglyph><style><!--</style>
+<img title="--&gt;&lt;img src=1 onerror=alert(23)&gt;">
 """
 
 # Elements that no message may have, whatever the model wrote.
@@ -85,7 +86,7 @@ def scripted(backend: Backend) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, backend: Backend, scripted: str) -> Iterator[Page]:
-    """A new visitor before the scripted server, who may leave it by no request and see no dialog."""
+    """A new visitor before the scripted server."""
     backend.requests.clear()
     backend.key = None
     backend.models = ("cria",)
