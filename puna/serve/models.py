@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from puna.config import ModelConfig
-from puna.engine.output import Delta, RequestOutput
+from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Prompt
 from puna.engine.statistics import Statistics
@@ -40,8 +40,16 @@ class Backend(Protocol):
         """The same as it comes."""
         ...
 
+    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Embedding:
+        """The mean of a prompt's hidden states."""
+        ...
+
     async def statistics(self) -> Statistics:
         """How the engine stands."""
+        ...
+
+    async def close(self) -> None:
+        """Ends it; a second time, nothing."""
         ...
 
 
