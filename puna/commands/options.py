@@ -48,10 +48,15 @@ def model_options(function: F) -> F:
             help="Tokenizer file, where none lies beside the weights.",
         ),
         compute_options,
-        click.option(
-            "--kv-dtype", type=click.Choice(["auto", *KV_TYPES]), default="auto", show_default=True,
-            help="Type of the keys and values that are kept; auto: f16, or f32 if the weights are.",
-        ),
+        kv_dtype_option,
+    )(function)  # fmt: skip
+
+
+def kv_dtype_option(function: F) -> F:
+    """`--kv-dtype`: how keys and values are kept."""
+    return click.option(
+        "--kv-dtype", type=click.Choice(["auto", *KV_TYPES]), default="auto", show_default=True,
+        help="Type of the keys and values that are kept; auto: f16, or f32 if the weights are.",
     )(function)  # fmt: skip
 
 

@@ -2,38 +2,202 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import resolve
-from puna.commands.options import model_options
+from puna.commands.options import compute_options, draft_option, kv_dtype_option
+
+if TYPE_CHECKING:
+    from puna.serve.keys import Keys
+    from puna.serve.models import Models
 
 
 @click.command()
-@model_options
+@click.argument("models", nargs=-1, metavar="[NAME=]MODEL...")
+@click.option(
+    "--lora", "adapters", multiple=True, metavar="NAME=ADAPTER",
+    help="Serve the model with this LoRA adapter as NAME; NAME@MODEL=... with several models.",
+)  # fmt: skip
+@compute_options
+@kv_dtype_option
+@draft_option
+@click.option(
+    "--kv-tokens", type=click.IntRange(min=1), metavar="N",
+    help="Hold keys and values of N tokens.  [default: what suits the free memory]",
+)  # fmt: skip
+@click.option(
+    "--max-sequences", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+    help="Run at most N outputs together; the others wait.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads of the model.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", default=8000, show_default=True, help="Port; 0 is any that is free.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    help="Port; 0 is any that is free.",
+)  # fmt: skip
+@click.option(
+    "--uds", type=click.Path(path_type=Path), metavar="PATH", help="A Unix socket instead."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="PEM", help="Serve HTTPS.")
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The key to it.")
+@click.option(
+    "--api-keys", type=click.Path(path_type=Path), metavar="FILE",
+    help="Lines NAME:KEY; also PUNA_API_KEY. Needed unless --host is this machine alone.",
+)  # fmt: skip
+@click.option(
+    "--cors-origin", "origins", multiple=True, metavar="URL",
+    help="Let pages of this origin call; repeatable.  [default: none]",
+)  # fmt: skip
+@click.option(
+    "--allow-host", "hosts", multiple=True, metavar="NAME",
+    help="Without keys, another name that this server is asked by; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--max-requests", type=click.IntRange(min=1), default=1024, show_default=True, metavar="N",
+    help="Refuse (429) what comes when N requests run or wait.",
+)  # fmt: skip
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
+    help="Allow at most N tokens an output.  [default: the context]",
+)  # fmt: skip
+@click.option(
+    "--max-body", type=click.IntRange(min=1), default=4 << 20, show_default=True, metavar="BYTES",
+    help="Refuse larger requests.",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=600, show_default=True,
+    metavar="SECONDS", help="Break off an answer that takes longer.",
+)  # fmt: skip
+@click.option(
+    "--drain-timeout", type=click.FloatRange(min=0), default=30, show_default=True,
+    metavar="SECONDS", help="After SIGTERM, wait so long for what runs.",
+)  # fmt: skip
+@click.option(
+    "--log/--no-log", "log_requests", default=True, show_default=True,
+    help="A line of JSON for each request, on standard error; without what people wrote.",
+)  # fmt: skip
+@click.option(
+    "--access-log", type=click.Path(path_type=Path), metavar="FILE", help="Those lines in a file."
+)
+@click.option("--log-prompts", is_flag=True, help="Log also the beginning of what people wrote.")
+@click.option("--web/--no-web", default=True, show_default=True, help="The chat at /.")
 def serve(
-    model: str,
-    tokenizer: Path | None,
-    device: str,
-    dtype: str,
-    kv_dtype: str,
+    models: tuple[str, ...],
+    adapters: tuple[str, ...],
     host: str,
     port: int,
+    uds: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    api_keys: Path | None,
+    origins: tuple[str, ...],
+    hosts: tuple[str, ...],
+    max_requests: int,
+    max_new_tokens: int | None,
+    max_body: int,
+    timeout: float,
+    drain_timeout: float,
+    log_requests: bool,
+    access_log: Path | None,
+    log_prompts: bool,
+    web: bool,
+    **engine: Any,
 ) -> None:
-    """Serve models to OpenAI's clients, and a chat at the same address."""
-    import uvicorn
+    """Answer OpenAI's clients over HTTP, and people at a web page.
 
-    from puna.commands.cache import cache_folder
-    from puna.engine.async_llm import AsyncLLM
-    from puna.serve.app import create_app
-    from puna.serve.models import Models, Served
+    Serves the shipped model where none is named. Each [NAME=]MODEL is a file or folder in any
+    format, a shipped model, or a hub's; clients ask for it by its own name or NAME.
+    """
+    try:
+        import fastapi  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
+        ) from None
+    from puna.serve.access_log import open_log
+    from puna.serve.deadlines import Stopping
+    from puna.serve.exposure import check_exposure
+    from puna.serve.running import RunOptions, bind, bind_unix, check_tls, run
+    from puna.serve.service import Limits
+    from puna.serve.stack import Logging, Protection, build
 
-    checkpoint = resolve(model, tokenizer)
-    llm = AsyncLLM(
-        checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, cache_folder=cache_folder()
+    keys = _keys(api_keys)
+    if uds is None:
+        check_exposure(host, keys)
+    check_tls(tls_cert, tls_key)
+    # The address first: a port in use is said before a large model is loaded.
+    listener = bind(host, port) if uds is None else bind_unix(uds)
+    stopping = Stopping()
+    protection = Protection(
+        keys=keys,
+        hosts=(host, *hosts),
+        origins=origins,
+        capacity=max_requests,
+        max_body_bytes=max_body,
+        seconds=timeout,
     )
-    app = create_app(Models([Served(model, llm)]))
-    uvicorn.run(app, host=host, port=port)
+    log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
+    served = _load(models or ("cria",), adapters, engine)
+    app = build(
+        served,
+        stopping,
+        protection=protection,
+        limits=Limits(max_new_tokens=max_new_tokens),
+        log=log,
+        chat=web,
+    )
+    options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
+
+    def announce(url: str) -> None:
+        names = ", ".join(each.name for each in served.all())
+        click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
+
+    sys.exit(run(app, listener, stopping, options, announce))
+
+
+def _keys(path: Path | None) -> Keys | None:
+    from puna.serve.keys import environment_keys, read_keys
+
+    if path is not None:
+        return read_keys(path, lambda text: click.secho(text, fg="yellow", err=True))
+    return environment_keys(os.environ.get("PUNA_API_KEY"), os.environ.get("PUNA_API_KEYS"))
+
+
+def _load(models: Sequence[str], adapters: Sequence[str], engine: dict[str, Any]) -> Models:
+    """Loads each model once, however many names it has, with the adapters that are for it."""
+    from puna.commands.cache import cache_folder
+    from puna.commands.models import opened_adapter, opened_draft, resolve
+    from puna.engine.async_llm import AsyncLLM
+    from puna.serve.models import Models, Served
+    from puna.serve.names import adapters_asked, models_asked
+
+    asked = models_asked(models)
+    loras = adapters_asked(adapters, asked)
+    sources = {each.name: each.source for each in asked}
+    engine["num_threads"] = engine.pop("threads")
+    engine["draft"] = opened_draft(engine["draft"])
+    engine["cache_folder"] = cache_folder()
+    backends = {
+        source: AsyncLLM(
+            resolve(source),
+            adapters={
+                each.name: opened_adapter(each.source)
+                for each in loras
+                if sources[each.model or ""] == source
+            },
+            **engine,
+        )
+        for source in dict.fromkeys(sources.values())
+    }
+    return Models(
+        [Served(each.name, backends[each.source]) for each in asked]
+        + [
+            Served(each.name, backends[sources[each.model or ""]], each.name, each.model)
+            for each in loras
+        ]
+    )

@@ -40,12 +40,15 @@ class TimedProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._reading_due = _cancel(self._reading_due)
+        _cancel(self._reading_due)
+        self._reading_due = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._headers_due = _cancel(self._headers_due)
-        self._reading_due = _cancel(self._reading_due)
+        _cancel(self._headers_due)
+        self._headers_due = None
+        _cancel(self._reading_due)
+        self._reading_due = None
 
     def _watch_headers(self) -> None:
         """Runs the clock while a request's headers, or a body that nobody wants, are awaited.
@@ -54,7 +57,8 @@ class TimedProtocol(H11Protocol):
         """
         answered = self.cycle is None or self.cycle.response_complete
         if not answered or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._headers_due = _cancel(self._headers_due)
+            _cancel(self._headers_due)
+            self._headers_due = None
         elif self._headers_due is None and not self.transport.is_closing():
             self._headers_due = self.loop.call_later(self.header_seconds, self.transport.abort)
 

@@ -40,7 +40,7 @@ class Gate:
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Counts a request in and out again. Raises `BusyError` at once when all places are taken."""
+        """Counts a request in and out again. Raises `BusyError` when all places are taken."""
         if self.num_inside >= self.capacity:
             self._turned_away += 1
             raise BusyError(self.capacity, self.retry_seconds())

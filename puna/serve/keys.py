@@ -12,6 +12,7 @@ from puna.serve.errors import APIError, App, Receive, Scope, Send, send_error
 from puna.serve.facts import facts_of
 
 MIN_KEY_LENGTH = 16
+MAX_KEY_LENGTH = 512
 DEFAULT_NAME = "default"  # of a key that comes alone, from PUNA_API_KEY
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready"})
 PUBLIC_PREFIXES = ("/web/",)
@@ -80,10 +81,10 @@ def check_key(name: str, key: str) -> None:
             f"the API key named {name!r} has other than visible ASCII characters, a quote or a "
             "backslash: make a new one"
         )
-    if len(key) < MIN_KEY_LENGTH:
+    if not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH:
         raise ValueError(
-            f"the API key named {name!r} is shorter than {MIN_KEY_LENGTH} characters: "
-            "make one with `openssl rand -hex 24`"
+            f"the API key named {name!r} has {len(key)} characters, not {MIN_KEY_LENGTH} to "
+            f"{MAX_KEY_LENGTH}: make one with `openssl rand -hex 24`"
         )
 
 

@@ -48,6 +48,10 @@ class Backend(Protocol):
         """How the engine stands."""
         ...
 
+    async def close(self) -> None:
+        """Ends it; a second time, nothing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Served:

@@ -182,22 +182,18 @@ class Server(uvicorn.Server):
             await asyncio.sleep(POLL_SECONDS)
 
 
-def run(
+def make_server(
     app: App,
     listener: socket.socket,
     stopping: Stopping,
     options: RunOptions,
     announce: Callable[[str], None],
-) -> int:
-    """Serves until a signal. `announce` gets the URL when requests are taken.
-
-    Returns the exit code: 0 after a drain, 128 + the signal's number after a second signal.
-    """
+) -> Server:
+    """uvicorn as Puna runs it: one worker, no words but errors, bounded headers."""
     check_tls(options.tls_cert, options.tls_key)
     url = url_of(listener, tls=options.tls_cert is not None)
-    path = Path(listener.getsockname()) if listener.family == socket.AF_UNIX else None
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         # h11 bounds what headers take; httptools, where it is installed, does not.
         http=timed_protocol(options.header_timeout, options.stall_timeout),
         h11_max_incomplete_event_size=options.max_header_bytes,
@@ -215,12 +211,27 @@ def run(
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
     )
-    server = Server(config, stopping, options, lambda: announce(url))
+    return Server(config, stopping, options, lambda: announce(url))
+
+
+def run(
+    app: App,
+    listener: socket.socket,
+    stopping: Stopping,
+    options: RunOptions,
+    announce: Callable[[str], None],
+) -> int:
+    """Serves until a signal. `announce` gets the URL when requests are taken.
+
+    Returns the exit code: 0 after a drain, 128 + the signal's number after a second signal.
+    """
+    server = make_server(app, listener, stopping, options, announce)
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     try:
         server.run(sockets=[listener])
     finally:
         listener.close()
         if path is not None:
             with suppress(FileNotFoundError):
-                path.unlink()
+                Path(path).unlink()
     return server.exit_code

@@ -14,6 +14,7 @@ from fastapi import Request
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
+from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError
 from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
@@ -38,6 +39,7 @@ class Service:
 
     models: Models
     limits: Limits
+    stopping: Stopping
 
     def check_prompts(self, count: int) -> None:
         """Raises APIError for more prompts than one request may have."""

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.chat import TAGS, Message
-from puna.serve.tools import TOOL_TAGS, Tools, call_text, refuse_tags, response_text
+from puna.serve.tools import (
+    NAME,
+    NAME_RULE,
+    TOOL_TAGS,
+    Tools,
+    call_text,
+    refuse_tags,
+    response_text,
+)
 
 # OpenAI's role -> Llama 2's; results come in the user's turns.
 ROLES = {
@@ -136,8 +144,8 @@ def _read_call(call: object, where: str) -> tuple[str, str, str]:
     call_id, name = call.get("id"), function.get("name")
     if not isinstance(call_id, str) or not call_id:
         raise ValueError(f"{where}.id: must be text")
-    if not isinstance(name, str):
-        raise ValueError(f"{where}.function.name: must be text")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{where}.function.name: must match {NAME_RULE}")
     given = function.get("arguments")
     problem = f"{where}.function.arguments: must be the JSON text of an object"
     try:

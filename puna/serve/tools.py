@@ -24,7 +24,8 @@ from puna.serve.schemas import Schema, constraint, dump
 
 CALL, RESPONSE = "<tool_call>", "<tool_response>"
 TOOL_TAGS = (CALL, RESPONSE)
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAME_RULE = "^[a-zA-Z0-9_-]{1,64}$"
+NAME = re.compile(NAME_RULE)
 CHOICES = ("none", "auto", "required")
 MAX_CALLS = 16  # ours: calls in one answer
 
@@ -137,7 +138,7 @@ def _read_function(tool: object, where: str) -> Function:
         raise ValueError(f"{where}: must be an object with a name")
     name, description = given.get("name"), given.get("description")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"{where}.name: must match ^[a-zA-Z0-9_-]{{1,64}}$")
+        raise ValueError(f"{where}.name: must match {NAME_RULE}")
     if description is not None and not isinstance(description, str):
         raise ValueError(f"{where}.description: must be text")
     if given.get("strict") not in (None, True, False):

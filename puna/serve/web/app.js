@@ -1,0 +1,346 @@
+// The page: which conversation is open, what the buttons and keys do, and what is shown when.
+
+import { listModels } from "./api.js";
+import * as chat from "./chat.js";
+import { $, copyWith, grow, h, isSendKey, setIcon, textButton, toast } from "./dom.js";
+import { label, number, switchLanguage, t, translate } from "./i18n.js";
+import { editLast, showMessages, updateAnswer } from "./messages.js";
+import { KEYS, showPanel } from "./panel.js";
+import { showConversations } from "./sidebar.js";
+import { deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember } from "./store.js";
+import { download, exportText, ImportError, readExport } from "./transfer.js";
+
+const THEMES = ["auto", "light", "dark"];
+const NEAR_END = 80; // pixels: whoever reads there is taken along as the answer grows
+
+let conversations = [];
+let current = null;
+let models = [];
+let askForKey = false;
+let following = true;
+
+/** The model that answers here: the one chosen, or the first where the server has that no more. */
+const model = () => (models.includes(current.settings.model) ? current.settings.model : models[0] ?? current.settings.model);
+
+const messageActions = {
+  regenerate: (index) => run(() => chat.regenerate(current, index, model())),
+  edit: (index, text) => run(() => chat.edit(current, index, text, model())),
+  useKey: async (index, key) => {
+    remember("key", key);
+    await fetchModels();
+    messageActions.regenerate(index);
+  },
+};
+
+const listActions = {
+  open: (conversation) => {
+    open(conversation);
+    closeSidebar();
+    $("prompt").focus();
+  },
+  rename: (conversation, title) => {
+    Object.assign(conversation, { title, named: conversation.named || title !== conversation.title });
+    chat.save(conversation);
+    showList();
+    $("conversations").querySelector(`[data-key="${conversation.id}"]`)?.focus();
+  },
+  remove: (conversation) => {
+    chat.stop(conversation);
+    conversations = conversations.filter((other) => other !== conversation);
+    deleteConversation(conversation.id);
+    if (conversation === current) open(conversations[0] ?? fresh());
+    showList();
+    const undo = () => {
+      conversations.push(conversation);
+      conversations.sort((a, b) => b.updated - a.updated);
+      chat.save(conversation);
+      open(conversation);
+    };
+    toast(t("deleted", { title: chat.titleOf(conversation) }), { text: t("undo"), run: undo });
+  },
+};
+
+const fresh = () => chat.newConversation(recall("settings") ?? {});
+
+function open(conversation) {
+  current = conversation;
+  following = true;
+  history.replaceState(null, "", conversation.messages.length ? `#${conversation.id}` : location.pathname);
+  showAll();
+  toEnd();
+}
+
+function startNew() {
+  if (current.messages.length) open(fresh());
+  closeSidebar();
+  $("prompt").focus();
+}
+
+// ---- showing
+
+function showAll() {
+  showMessages(current, messageActions);
+  showList();
+  showState();
+  if (!$("panel").hidden) fillPanel();
+}
+
+function showList() {
+  showConversations(conversations, current, listActions);
+}
+
+function showState() {
+  const running = chat.isRunning(current);
+  $("title").textContent = current.messages.length ? chat.titleOf(current) : "";
+  document.title = current.messages.length ? `${chat.titleOf(current)} · Puna` : "Puna";
+  $("model-name").textContent = model() || t("noModels");
+  $("app").classList.toggle("running", running);
+  label($("send"), t(running ? "stop" : "send"));
+  setIcon($("send"), running ? "stop" : "send");
+  $("send").disabled = !running && !$("prompt").value.trim();
+  $("empty").hidden = current.messages.length > 0;
+  $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : t("emptyNoteNoModel");
+}
+
+function showLanguage() {
+  translate();
+  $("language").textContent = t("otherLanguage");
+  label($("language"), t("switchLanguage"));
+  $("new-chat-keys").textContent = KEYS.newChat;
+  $("suggestions").replaceChildren(
+    ...t("suggestions").map((text) => textButton(text, () => submit(text), "suggestion")));
+  showTheme();
+}
+
+function showTheme() {
+  const theme = recall("theme") ?? "auto";
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  setIcon($("theme"), theme);
+  label($("theme"), t("theme", { name: t(`theme${theme[0].toUpperCase()}${theme.slice(1)}`) }));
+}
+
+function fillPanel() {
+  showPanel(current, models, model(), askForKey, {
+    changed: () => {
+      remember("settings", current.settings);
+      if (current.messages.length) chat.save(current);
+      showState();
+    },
+    keyChanged: fetchModels,
+  });
+}
+
+function togglePanel(show = $("panel").hidden) {
+  $("panel").hidden = !show;
+  $("open-panel").setAttribute("aria-expanded", String(show));
+  $("app").classList.toggle("with-panel", show);
+  if (show) {
+    fillPanel();
+    $("panel").querySelector("input[type=password], select, textarea").focus();
+  } else $("open-panel").focus();
+}
+
+function toggleSidebar(show) {
+  $("app").classList.toggle("with-sidebar", show);
+  $("scrim").hidden = !show;
+  $("open-sidebar").setAttribute("aria-expanded", String(show));
+  if (show) $("new-chat").focus();
+}
+
+const closeSidebar = () => toggleSidebar(false);
+
+function toEnd() {
+  $("scroller").scrollTop = $("scroller").scrollHeight;
+}
+
+// ---- doing
+
+async function run(ask) {
+  if (chat.isRunning(current)) return;
+  if (!models.length) await fetchModels();
+  const conversation = current;
+  if (!conversations.includes(conversation)) conversations.unshift(conversation);
+  following = true;
+  await ask();
+  if (current === conversation) showAll();
+}
+
+function submit(text) {
+  if (!text.trim() || chat.isRunning(current)) return;
+  $("prompt").value = "";
+  grow($("prompt"));
+  run(() => chat.send(current, text, model()));
+}
+
+async function fetchModels() {
+  try {
+    models = await listModels();
+    askForKey = false;
+  } catch (error) {
+    models = [];
+    askForKey = error.kind === "Unauthorized";
+    if (askForKey && $("panel").hidden && !current.messages.length) togglePanel(true);
+  }
+  showState();
+  if (!$("panel").hidden) fillPanel();
+}
+
+async function importFrom(file) {
+  let read;
+  try {
+    read = await readExport(file);
+  } catch (error) {
+    if (!(error instanceof ImportError)) throw error;
+    toast(t("importFailed", { reason: t(error.key, error.values) }));
+    return;
+  }
+  const known = new Map(conversations.map((conversation) => [conversation.id, conversation]));
+  const added = [];
+  for (const conversation of read) {
+    const same = known.get(conversation.id);
+    if (same && same.updated >= conversation.updated) continue;
+    if (same) conversation.id = chat.randomId();
+    added.push(conversation);
+  }
+  conversations = [...added, ...conversations].sort((a, b) => b.updated - a.updated);
+  for (const conversation of added) await chat.save(conversation);
+  const skipped = read.length - added.length;
+  toast(t(skipped ? "importedSome" : "imported", { count: number(added.length), skipped: number(skipped) }));
+  if (added.length) open(added[0]);
+}
+
+function exportAll() {
+  if (!conversations.length) return toast(t("nothingToExport"));
+  download(exportText(conversations), `puna-${new Date().toISOString().slice(0, 10)}.json`);
+  return toast(t("exported", { count: number(conversations.length) }));
+}
+
+// ---- events
+
+const frames = new Map(); // answers to show at the next frame
+
+chat.bus.addEventListener("change", ({ detail: conversation }) => {
+  if (!conversations.includes(conversation)) return;
+  conversations.sort((a, b) => b.updated - a.updated);
+  showList();
+  if (conversation === current) {
+    showMessages(current, messageActions);
+    showState();
+    history.replaceState(null, "", `#${conversation.id}`);
+    if (following) toEnd();
+  }
+});
+
+chat.bus.addEventListener("text", ({ detail: { reply } }) => {
+  if (frames.has(reply)) return;
+  frames.set(reply, requestAnimationFrame(() => {
+    frames.delete(reply);
+    updateAnswer(reply);
+    if (following) toEnd();
+  }));
+});
+
+chat.bus.addEventListener("end", ({ detail: { conversation, reply } }) => {
+  if (conversation === current && reply.content) $("announcer").textContent = t("answered", { text: reply.content });
+});
+
+chat.bus.addEventListener("unsaved", ({ detail: error }) => toast(t("errorStorage", { reason: error.message })));
+
+function onEscape() {
+  if ($("app").classList.contains("with-sidebar")) closeSidebar();
+  else if (chat.isRunning(current)) chat.stop(current);
+  else if (!$("panel").hidden) togglePanel(false);
+}
+
+document.addEventListener("keydown", (event) => {
+  const command = (event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey;
+  const act = command ? { k: startNew, ".": () => togglePanel() }[event.key] : { Escape: onEscape }[event.key];
+  if (!act || event.isComposing) return;
+  event.preventDefault();
+  act();
+});
+
+$("prompt").addEventListener("input", () => {
+  grow($("prompt"));
+  showState();
+});
+$("prompt").addEventListener("keydown", (event) => {
+  if (isSendKey(event)) {
+    event.preventDefault();
+    submit($("prompt").value);
+  } else if (event.key === "ArrowUp" && !$("prompt").value && !chat.isRunning(current)) {
+    event.preventDefault();
+    editLast();
+  }
+});
+$("send").addEventListener("click", () => {
+  if (chat.isRunning(current)) chat.stop(current);
+  else submit($("prompt").value);
+  $("prompt").focus();
+});
+$("messages").addEventListener("click", ({ target }) => {
+  if (target.classList.contains("copy-code")) copyWith(target, target.closest(".code").querySelector("code").textContent);
+});
+$("scroller").addEventListener("scroll", () => {
+  const { scrollHeight, scrollTop, clientHeight } = $("scroller");
+  following = scrollHeight - scrollTop - clientHeight < NEAR_END;
+  $("to-end").hidden = following;
+}, { passive: true });
+$("to-end").addEventListener("click", () => {
+  following = true;
+  toEnd();
+});
+$("new-chat").addEventListener("click", startNew);
+$("open-panel").addEventListener("click", () => togglePanel());
+$("close-panel").addEventListener("click", () => togglePanel(false));
+$("open-sidebar").addEventListener("click", () => toggleSidebar(true));
+for (const id of ["close-sidebar", "scrim"]) $(id).addEventListener("click", closeSidebar);
+$("language").addEventListener("click", () => {
+  switchLanguage();
+  showLanguage();
+  showAll();
+});
+$("theme").addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(recall("theme") ?? "auto") + 1) % THEMES.length];
+  remember("theme", next === "auto" ? null : next);
+  showTheme();
+});
+$("export").addEventListener("click", exportAll);
+$("import").addEventListener("click", () => $("import-file").click());
+$("import-file").addEventListener("change", async () => {
+  const [file] = $("import-file").files;
+  if (file) await importFrom(file);
+  $("import-file").value = "";
+});
+
+onOtherTab(async (id) => {
+  if (conversations.some((conversation) => conversation.id === id && chat.isRunning(conversation))) return;
+  const stored = await loadConversation(id);
+  conversations = conversations.filter((conversation) => conversation.id !== id);
+  if (stored) conversations.push(stored);
+  conversations.sort((a, b) => b.updated - a.updated);
+  if (current.id === id) open(stored ?? fresh());
+  else showList();
+});
+
+async function start() {
+  showLanguage();
+  try {
+    await openStore();
+    conversations = await loadConversations();
+  } catch (error) {
+    toast(t("storageUnavailable", { reason: error.message }), null, 15_000);
+  }
+  for (const { messages } of conversations) {
+    const last = messages.at(-1);
+    if (last?.role === "assistant") last.finish ??= "stopped"; // the page was closed meanwhile
+  }
+  current = conversations.find(({ id }) => location.hash === `#${id}`) ?? fresh();
+  $("app").hidden = false;
+  open(current);
+  $("prompt").focus();
+  await fetchModels();
+}
+
+start();

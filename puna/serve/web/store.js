@@ -1,0 +1,67 @@
+// What the browser keeps: conversations in IndexedDB, small choices in localStorage.
+
+const DATABASE = "puna";
+const CONVERSATIONS = "conversations";
+const channel = new BroadcastChannel("puna");
+
+let database = null;
+
+const done = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+
+/** Opens the database; throws where the browser keeps none for this page. */
+export async function openStore() {
+  const request = indexedDB.open(DATABASE, 1);
+  request.onupgradeneeded = () => request.result.createObjectStore(CONVERSATIONS, { keyPath: "id" });
+  database = await done(request);
+}
+
+const objects = (mode) => database.transaction(CONVERSATIONS, mode).objectStore(CONVERSATIONS);
+
+/** All conversations, the one that changed last first. */
+export async function loadConversations() {
+  if (!database) return [];
+  const all = await done(objects("readonly").getAll());
+  return all.sort((a, b) => b.updated - a.updated);
+}
+
+export const loadConversation = (id) => done(objects("readonly").get(id));
+
+export async function saveConversation(conversation) {
+  if (!database) return;
+  await done(objects("readwrite").put(conversation));
+  channel.postMessage({ id: conversation.id });
+}
+
+export async function deleteConversation(id) {
+  if (!database) return;
+  await done(objects("readwrite").delete(id));
+  channel.postMessage({ id });
+}
+
+/** Calls `changed(id)` when another tab has saved or deleted a conversation. */
+export function onOtherTab(changed) {
+  channel.onmessage = (event) => changed(event.data.id);
+}
+
+// Small choices. Stored text may be anything: what does not parse counts as absent. A browser that keeps
+// nothing throws at each use of localStorage; the page says so once, when the database fails to open.
+export function recall(name) {
+  try {
+    return JSON.parse(localStorage.getItem(`puna.${name}`));
+  } catch {
+    return null;
+  }
+}
+
+export function remember(name, value) {
+  try {
+    if (value === null || value === "") localStorage.removeItem(`puna.${name}`);
+    else localStorage.setItem(`puna.${name}`, JSON.stringify(value));
+  } catch (error) {
+    console.warn(error);
+  }
+}

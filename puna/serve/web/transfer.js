@@ -1,0 +1,105 @@
+// Conversations to a JSON file and back. A file may come from anyone: what it holds is checked and copied
+// field by field, and everything else in it is dropped.
+
+import { DEFAULTS, randomId } from "./chat.js";
+
+const FORMAT = "puna-conversations";
+const VERSION = 1;
+const MAX_MEGABYTES = 50;
+const MAX_TEXT = 2_000_000;
+const FINISHES = ["stop", "length", "stopped", "error", "tool_calls", "content_filter"];
+
+/** A sentence (its key and values) that says why a file was refused. */
+export class ImportError extends Error {
+  constructor(key, values = {}) {
+    super(key);
+    this.key = key;
+    this.values = values;
+  }
+}
+
+export function exportText(conversations) {
+  return JSON.stringify({ format: FORMAT, version: VERSION, exported: new Date().toISOString(), conversations }, null, 1);
+}
+
+export function download(text, name) {
+  const anchor = document.createElement("a");
+  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  anchor.href = url;
+  anchor.download = name;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+/** The conversations of an exported file; throws an ImportError. */
+export async function readExport(file) {
+  if (file.size > MAX_MEGABYTES * 1e6) throw new ImportError("importTooLarge", { size: MAX_MEGABYTES });
+  let document;
+  try {
+    document = JSON.parse(await file.text());
+  } catch {
+    throw new ImportError("importNotJson");
+  }
+  if (document?.format !== FORMAT || !Array.isArray(document.conversations)) throw new ImportError("importNotOurs");
+  if (document.version !== VERSION) throw new ImportError("importVersion");
+  return document.conversations.map((conversation, index) => readConversation(conversation, index + 1));
+}
+
+function readConversation(value, number) {
+  const check = (good, field) => {
+    if (!good) throw new ImportError("importBroken", { number, field });
+  };
+  const text = (found, field, limit = MAX_TEXT) => {
+    check(typeof found === "string" && found.length <= limit, field);
+    return found;
+  };
+  const finite = (found, field) => {
+    check(Number.isFinite(found), field);
+    return found;
+  };
+  check(value !== null && typeof value === "object", "conversation");
+  check(Array.isArray(value.messages), "messages");
+  const messages = value.messages.map((message, index) => {
+    const role = index % 2 ? "assistant" : "user";
+    check(message?.role === role, "role");
+    const content = text(message.content, "content");
+    return role === "user" ? { role, content } : { role, content, ...readAnswer(message, check, text, finite) };
+  });
+  return {
+    id: /^[0-9a-f]{24}$/.test(value.id) ? value.id : randomId(),
+    title: text(value.title, "title", 1000),
+    named: value.named === true,
+    created: finite(value.created, "created"),
+    updated: finite(value.updated, "updated"),
+    settings: readSettings(value.settings, check, text, finite),
+    messages,
+  };
+}
+
+function readAnswer(message, check, text, finite) {
+  const { error, tokens, seconds } = message;
+  const count = (found) => (found === null || found === undefined ? null : finite(found, "numbers"));
+  check(message.finish === null || FINISHES.includes(message.finish), "finish");
+  return {
+    model: text(message.model, "model", 1000),
+    finish: message.finish,
+    error: error
+      ? { kind: text(error.kind, "error", 40), detail: text(error.detail, "error"), retryAfter: count(error.retryAfter) }
+      : null,
+    tokens: tokens ? { prompt: finite(tokens.prompt, "tokens"), completion: finite(tokens.completion, "tokens") } : null,
+    pieces: count(message.pieces),
+    seconds: seconds
+      ? { first: count(seconds.first), writing: count(seconds.writing), total: count(seconds.total) }
+      : null,
+  };
+}
+
+function readSettings(settings, check, text, finite) {
+  check(settings !== null && typeof settings === "object", "settings");
+  const read = {};
+  for (const [name, normal] of Object.entries(DEFAULTS)) {
+    const found = settings[name] ?? normal;
+    read[name] = found === null ? null : typeof normal === "string" ? text(found, name) : finite(found, name);
+  }
+  return read;
+}
