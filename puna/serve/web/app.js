@@ -8,7 +8,9 @@ import { closeSidebar, isSidebarOpen, showLook, watchLook } from "./look.js";
 import { editLast, showEnded, showMessages, updateAnswer } from "./messages.js";
 import { showPanel } from "./panel.js";
 import { showConversations } from "./sidebar.js";
-import { deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember } from "./store.js";
+import {
+  deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember,
+} from "./store.js";
 import { exportAll, importFrom } from "./transfer.js";
 
 const NEAR_END = 80; // pixels: whoever reads there is taken along as the answer grows
@@ -20,7 +22,10 @@ let askForKey = false;
 let following = true;
 
 /** The model that answers here: the one chosen, or the first where the server has that no more. */
-const model = () => (models.includes(current.settings.model) ? current.settings.model : models[0] ?? current.settings.model);
+const model = () => {
+  const { model: chosen } = current.settings;
+  return models.includes(chosen) ? chosen : models[0] ?? chosen;
+};
 
 const messageActions = {
   regenerate: (index) => run(() => chat.regenerate(current, index, model())),
@@ -91,14 +96,16 @@ function showList() {
 
 function showState() {
   const running = chat.isRunning(current);
-  $("title").textContent = current.messages.length ? chat.titleOf(current) : "";
-  document.title = current.messages.length ? `${chat.titleOf(current)} · Puna` : "Puna";
+  const begun = current.messages.length > 0;
+  $("title").textContent = chat.titleOf(current);
+  $("title").classList.toggle("visually-hidden", !begun);
+  document.title = begun ? `${chat.titleOf(current)} · Puna` : "Puna";
   $("model-name").textContent = model() || t("noModels");
   $("app").classList.toggle("running", running);
   label($("send"), t(running ? "stop" : "send"));
   setIcon($("send"), running ? "stop" : "send");
   $("send").disabled = !running && !$("prompt").value.trim();
-  $("empty").hidden = current.messages.length > 0;
+  $("empty").hidden = begun;
   $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : t("emptyNoteNoModel");
 }
 
@@ -177,6 +184,7 @@ chat.bus.addEventListener("change", ({ detail: conversation }) => {
   if (conversation === current) {
     showMessages(current, messageActions);
     showState();
+    $("announcer").textContent = t("answering");
     history.replaceState(null, "", `#${conversation.id}`);
     if (following) toEnd();
   }
@@ -235,7 +243,8 @@ $("send").addEventListener("click", () => {
   $("prompt").focus();
 });
 $("messages").addEventListener("click", ({ target }) => {
-  if (target.classList.contains("copy-code")) copyWith(target, target.closest(".code").querySelector("code").textContent);
+  if (!target.classList.contains("copy-code")) return;
+  copyWith(target, target.closest(".code").querySelector("code").textContent);
 });
 $("scroller").addEventListener("scroll", () => {
   const { scrollHeight, scrollTop, clientHeight } = $("scroller");
