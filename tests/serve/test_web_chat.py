@@ -383,7 +383,10 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, scripted: str, backend: B
     backend.script = by_last_message
     with visiting(browser, scripted) as page:
         expect(page.locator("#field-apiKey")).to_be_focused()
+        page.click("#close-panel")
         ask(page, "hello")
+        expect(page.locator(".error")).to_contain_text("API key")
+        expect(page.locator("#panel")).to_be_hidden()
         page.fill(".key-field", "wrong")
         page.press(".key-field", "Enter")
         expect(page.locator(".error")).to_contain_text("API key")

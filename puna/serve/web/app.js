@@ -106,7 +106,8 @@ function showState() {
   setIcon($("send"), running ? "stop" : "send");
   $("send").disabled = !running && !$("prompt").value.trim();
   $("empty").hidden = begun;
-  $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : t("emptyNoteNoModel");
+  const waiting = t(askForKey ? "errorUnauthorized" : "emptyNoteNoModel");
+  $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : waiting;
 }
 
 function fillPanel() {
@@ -162,8 +163,7 @@ async function fetchModels() {
     askForKey = error.kind === "Unauthorized";
   }
   showState();
-  if (askForKey && $("panel").hidden && !current.messages.length) togglePanel(true);
-  else if (!$("panel").hidden) fillPanel();
+  if (!$("panel").hidden) fillPanel();
 }
 
 async function importFile(file) {
@@ -266,6 +266,8 @@ $("import-file").addEventListener("change", async () => {
   $("import-file").value = "";
 });
 
+window.addEventListener("focus", () => models.length || askForKey || fetchModels());
+
 onOtherTab(async (id) => {
   if (conversations.some((conversation) => conversation.id === id && chat.isRunning(conversation))) return;
   const stored = await loadConversation(id);
@@ -294,6 +296,7 @@ async function start() {
   open(current);
   $("prompt").focus();
   await fetchModels();
+  if (askForKey && !current.messages.length) togglePanel(true);
 }
 
 start();
