@@ -142,7 +142,7 @@ def test_the_harness_finds_the_same_through_http(
     )
     assert len(expected.answers) > 3 * QUESTIONS * 3
     for served in (file, folder):
-        with puna_serve("--model", str(served), log=tmp_path / "log") as server:
+        with puna_serve(str(served), log=tmp_path / "log") as server:
             arguments = {
                 "base_url": f"{server.url}/v1/completions",
                 "model": server.client().models.list().data[0].id,
