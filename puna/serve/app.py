@@ -7,8 +7,9 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
@@ -23,8 +24,8 @@ from puna.serve.service import Limits, Service, service_of
 
 _LOG = logging.getLogger(__name__)
 
-catalog = APIRouter()
-state = APIRouter()
+catalog = APIRouter(tags=["Models"])
+state = APIRouter(tags=["State"])
 
 VERSIONED = (catalog, completions.router, chat.router, embeddings.router)  # under /v1
 UNVERSIONED = (tokens.router, state)
@@ -37,8 +38,12 @@ def create_app(
     limits: Limits | None = None,
     stopping: Stopping | None = None,
     routes: Sequence[BaseRoute] = (),
+    has_keys: bool = False,
 ) -> FastAPI:
-    """The API over these models, whose engines end with it, and other routes beside it."""
+    """The API over these models, whose engines end with it, and other routes beside it.
+
+    `has_keys`: its description says so; the layers around it ask for them.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +57,7 @@ def create_app(
         summary="Llamas behind the API that OpenAI's clients speak.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if has_keys else [],
         lifespan=lifespan,
     )
     app.state.service = Service(models, limits or Limits(), stopping or Stopping())

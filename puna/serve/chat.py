@@ -24,7 +24,7 @@ from puna.serve.tool_messages import dialog_of
 from puna.serve.tool_stream import Answer, ArgumentsDelta, CallStart, TextDelta
 from puna.serve.tools import Tools, read_tools
 
-router = APIRouter()
+router = APIRouter(tags=["Answers"])
 
 
 @router.post("/chat/completions", responses=answers(ChatResponse, ChatEvent))

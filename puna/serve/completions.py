@@ -23,7 +23,7 @@ from puna.serve.service import Task, new_id, now, service_of, task_of, usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
-router = APIRouter()
+router = APIRouter(tags=["Answers"])
 
 
 @router.post("/completions", responses=answers(CompletionResponse))

@@ -99,6 +99,11 @@ def test_a_body_that_is_refused_beforehand_need_not_be_sent(port: int) -> None:
     assert b"100 Continue" not in answer
 
 
+def test_who_sends_it_all_before_reading_still_gets_the_answer(port: int) -> None:
+    head = HEAD + b"Content-Length: 20000000\r\n\r\n"
+    assert exchange(port, head, b"x" * 20_000_000).startswith(b"HTTP/1.1 413")
+
+
 def test_no_more_is_held_of_an_endless_body_than_the_limit() -> None:
     taken = 0
 

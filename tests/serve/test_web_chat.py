@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from puna.engine.async_llm import AsyncLLM
-from puna.serve.app import create_app
+from puna import AsyncLLM
+from puna.serve.deadlines import Stopping
 from puna.serve.models import Models, Served
-from tests.serve.scripted_backend import BREAK, FOREVER, Answer, Backend, serving
+from puna.serve.stack import build
+from tests.serve.scripted_backend import BREAK, FOREVER, Answer, Backend
+from tests.serve.servers import in_thread
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
@@ -80,8 +82,8 @@ def backend() -> Backend:
 
 @pytest.fixture(scope="module")
 def scripted(backend: Backend) -> Iterator[str]:
-    with serving(backend.app()) as url:
-        yield url
+    with in_thread(backend.app()) as server:
+        yield f"{server.url}/"
 
 
 @pytest.fixture
@@ -145,8 +147,8 @@ def by_last_message(body: dict[str, Any]) -> Answer:
 
 
 def test_the_shipped_model_answers_stops_and_is_remembered(browser: Browser) -> None:
-    app = create_app(Models([Served("cria", AsyncLLM("cria"))]))
-    with serving(app) as url, visiting(browser, url) as page:
+    app = build(Models([Served("cria", AsyncLLM("cria"))]), Stopping())  # closes its engine
+    with in_thread(app) as server, visiting(browser, f"{server.url}/") as page:
         expect(page.locator("#model-name")).to_have_text("cria")
         page.click("#open-panel")
         page.fill("#field-temperature", "0")
