@@ -251,10 +251,7 @@ $("scroller").addEventListener("scroll", () => {
   following = scrollHeight - scrollTop - clientHeight < NEAR_END;
   $("to-end").hidden = following;
 }, { passive: true });
-$("to-end").addEventListener("click", () => {
-  following = true;
-  toEnd();
-});
+$("to-end").addEventListener("click", toEnd); // and the scroll event begins to follow again
 $("new-chat").addEventListener("click", startNew);
 $("open-panel").addEventListener("click", () => togglePanel());
 $("close-panel").addEventListener("click", () => togglePanel(false));
