@@ -221,9 +221,7 @@ def servers(args: argparse.Namespace, eos: int) -> list[Server]:
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[None]:
     """The server, until the end."""
-    process = subprocess.Popen(
-        server.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(server.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_SECONDS
         while not _answers(server.port):
