@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ import click
 from puna.commands.options import compute_options, draft_option, kv_dtype_option
 
 if TYPE_CHECKING:
+    from puna.engine.async_llm import AsyncLLM
     from puna.serve.keys import Keys
-    from puna.serve.models import Models
+    from puna.serve.models import Backend, Models
 
 
 @click.command()
@@ -35,6 +38,14 @@ if TYPE_CHECKING:
     help="Run at most N outputs together; the others wait.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads of the model.")
+@click.option(
+    "--replicas", type=click.IntRange(min=1), metavar="N",
+    help="Run each model N times, in processes of their own on Ray Serve.  [default: once, here]",
+)  # fmt: skip
+@click.option(
+    "--ray-address", metavar="HOST:PORT",
+    help="With --replicas, use the machines of this Ray cluster.  [default: this one]",
+)  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
@@ -95,6 +106,8 @@ def serve(
     timeout: float,
     drain_timeout: float,
     web: bool,
+    replicas: int | None,
+    ray_address: str | None,
     **engine: Any,
 ) -> None:
     """Answer OpenAI's clients over HTTP, and people at a web page.
@@ -105,7 +118,9 @@ def serve(
     try:
         import fastapi  # noqa: F401
     except ImportError:
-        raise ValueError("puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'") from None
+        raise ValueError(
+            "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
+        ) from None
     from puna.serve.app import create_app
     from puna.serve.deadlines import Stopping
     from puna.serve.exposure import check_exposure
@@ -128,15 +143,16 @@ def serve(
         max_body_bytes=max_body,
         seconds=timeout,
     )
-    served = _load(models or ("cria",), adapters, engine)
-    api = create_app(served, Limits(max_new_tokens=max_new_tokens), stopping, web=web)
     options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
+    with _models(models or ("cria",), adapters, engine, replicas, ray_address) as served:
+        api = create_app(served, Limits(max_new_tokens=max_new_tokens), stopping, web=web)
 
-    def announce(url: str) -> None:
-        names = ", ".join(each.name for each in served.all())
-        click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
+        def announce(url: str) -> None:
+            names = ", ".join(each.name for each in served.all())
+            click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
 
-    sys.exit(run(protected(api, protection, stopping), listener, stopping, options, announce))
+        code = run(protected(api, protection, stopping), listener, stopping, options, announce)
+    sys.exit(code)
 
 
 def _keys(path: Path | None) -> Keys | None:
@@ -147,36 +163,67 @@ def _keys(path: Path | None) -> Keys | None:
     return environment_keys(os.environ.get("PUNA_API_KEY"), os.environ.get("PUNA_API_KEYS"))
 
 
-def _load(models: Sequence[str], adapters: Sequence[str], engine: dict[str, Any]) -> Models:
+@contextmanager
+def _models(
+    models: Sequence[str],
+    adapters: Sequence[str],
+    options: dict[str, Any],
+    replicas: int | None,
+    ray_address: str | None,
+) -> Iterator[Models]:
     """Loads each model once, however many names it has, with the adapters that are for it."""
     from puna.commands.cache import cache_folder
-    from puna.commands.models import opened_adapter, opened_draft, resolve
-    from puna.engine.async_llm import AsyncLLM
     from puna.serve.models import Models, Served
     from puna.serve.names import adapters_asked, models_asked
 
     asked = models_asked(models)
     loras = adapters_asked(adapters, asked)
     sources = {each.name: each.source for each in asked}
-    engine["num_threads"] = engine.pop("threads")
-    engine["draft"] = opened_draft(engine["draft"])
-    engine["cache_folder"] = cache_folder()
-    backends = {
-        source: AsyncLLM(
-            resolve(source),
-            adapters={
-                each.name: opened_adapter(each.source)
+    options["num_threads"] = options.pop("threads")
+    options["cache_folder"] = cache_folder()
+    of_model: dict[str, dict[str, str]] = {source: {} for source in sources.values()}
+    for each in loras:
+        of_model[sources[each.model or ""]][each.name] = each.source
+    with _backends(of_model, options, replicas, ray_address) as backends:
+        yield Models(
+            [Served(each.name, backends[each.source]) for each in asked]
+            + [
+                Served(each.name, backends[sources[each.model or ""]], each.name, each.model)
                 for each in loras
-                if sources[each.model or ""] == source
-            },
-            **engine,
+            ]
         )
-        for source in dict.fromkeys(sources.values())
+
+
+@contextmanager
+def _backends(
+    models: Mapping[str, Mapping[str, str]],
+    options: dict[str, Any],
+    count: int | None,
+    ray_address: str | None,
+) -> Iterator[Mapping[str, Backend]]:
+    """An engine for each model, given the adapters of each: here, or in replicas."""
+    if count is None:
+        if ray_address is not None:
+            raise ValueError("--ray-address is for replicas: say how many with --replicas")
+        yield {source: load_engine(source, loras, **options) for source, loras in models.items()}
+        return
+    from puna.commands.models import resolve
+    from puna.serve.replicas.cluster import Plan, replicas
+
+    plans = {
+        source: Plan(resolve(source), partial(load_engine, source, loras), options)
+        for source, loras in models.items()
     }
-    return Models(
-        [Served(each.name, backends[each.source]) for each in asked]
-        + [
-            Served(each.name, backends[sources[each.model or ""]], each.name, each.model)
-            for each in loras
-        ]
-    )
+    with replicas(plans, count, ray_address) as backends:
+        yield backends
+
+
+def load_engine(
+    model: str, adapters: Mapping[str, str], *, draft: str | None = None, **options: Any
+) -> AsyncLLM:
+    """An engine as the options of `puna serve` describe it; also what each replica calls."""
+    from puna.commands.models import opened_adapter, opened_draft, resolve
+    from puna.engine.async_llm import AsyncLLM
+
+    loras = {name: opened_adapter(adapter) for name, adapter in adapters.items()}
+    return AsyncLLM(resolve(model), adapters=loras, draft=opened_draft(draft), **options)
