@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.engine.async_llm import AsyncLLM
-from puna.engine.loading import SMALL_MODEL
+from puna.engine.loading import DTYPES, SMALL_MODEL
+from puna.engine.memory import chosen_kv_dtype, free_memory, plan_kv_tokens
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels.step import physical_cores
 from puna.serve.replicas.worker import Worker
@@ -26,9 +26,12 @@ from puna.serve.replicas.worker import Worker
 if TYPE_CHECKING:
     from puna.serve.replicas.remote import RemoteLLM
 
+# Ray reads these when it is imported, and hands them to its processes.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 _OWN = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # elsewhere too: listens at 127.0.0.1 alone
-    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: be found at 127.0.0.1 alone
+    "RAY_AUTH_MODE": "token",  # and refuse who has none
+    "RAY_worker_niceness": "0",  # a replica is no background work
 }
 _STORE_BYTES = 80 << 20  # Ray's least; what passes through is small
 _MAX_REQUESTS = 1 << 16  # at one replica: how many there may be is the API's business
@@ -61,7 +64,7 @@ def replicas(
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("replicas run on Ray Serve: pip install 'puna[ray]'")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(_QUIET)
     with _own_ray() if address is None else _joined_ray(address) as cpus:
         from ray import serve
 
@@ -79,8 +82,7 @@ def replicas(
 @contextmanager
 def _own_ray() -> Iterator[int]:
     """Ray on this machine; the number of processors."""
-    if "ray" not in sys.modules:  # it reads them when it is imported
-        os.environ.update(_OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.update(_OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
     cpus = physical_cores()
@@ -122,8 +124,11 @@ def _joined_ray(address: str) -> Iterator[int]:
 
 
 def _hush() -> None:
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    """Leaves it to us to say what happens."""
+    import ray.serve  # sets the levels when it is imported
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _deployed(
@@ -134,8 +139,6 @@ def _deployed(
     from ray.serve.config import RequestRouterConfig
     from ray.serve.schema import LoggingConfig
 
-    from puna.serve.replicas.router import PrefixRouter
-
     serve.start(proxy_location="Disabled")
     targets = []
     for index, plan in enumerate(plans.values()):
@@ -144,11 +147,12 @@ def _deployed(
             is_small = plan.checkpoint.config.num_parameters < SMALL_MODEL
             options["num_threads"] = 1 if is_small else cpus
         deployment = serve.deployment(
-            Worker,
             name="replica",
             num_replicas=count,
             max_ongoing_requests=_MAX_REQUESTS,
-            request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+            request_router_config=RequestRouterConfig(
+                request_router_class="puna.serve.replicas.router.PrefixRouter"
+            ),
             ray_actor_options={
                 "num_cpus": options["num_threads"] if reserve else 0,
                 "num_gpus": int(str(options.get("device", "cpu")).startswith("cuda")),
@@ -157,7 +161,7 @@ def _deployed(
             health_check_period_s=1.0,
             graceful_shutdown_timeout_s=1.0,
             logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
+        )(Worker)
         application = deployment.bind(partial(plan.make, **options), str(Path.cwd()))
         targets.append(serve.RunTarget(application, f"{name}-{index}", route_prefix=None))
     try:

@@ -108,7 +108,7 @@ class RemoteLLM:
     async def _tries(
         self, method: str, job: Job, again: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Any, None]:
-        """What a replica answers; where it dies, `again` is called, and another's answer follows."""
+        """What a replica answers; where it dies, `again` is called and another's answer follows."""
         for _ in range(TRIES):
             if self._closed:
                 raise EngineStoppedError("the engine was closed")
@@ -120,7 +120,7 @@ class RemoteLLM:
                 return
             except RayTaskError as error:  # what a replica raised, not its end
                 if not isinstance(error.cause, RayError):
-                    raise error.cause from None
+                    raise error.cause from error  # which says where
             except (RayError, RayServeException) as error:
                 _LOG.warning("a replica died (%s); another one is asked", type(error).__name__)
         raise EngineStoppedError(f"{TRIES} replicas died under this request")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -77,7 +77,7 @@ class Worker:
         return Report(os.getpid(), await self._llm.statistics(), self._llm.room(0))
 
 
-async def gathered(stream: AsyncIterator[T], seconds: float) -> AsyncIterator[tuple[T, ...]]:
+async def gathered(stream: AsyncIterator[T], seconds: float) -> AsyncGenerator[tuple[T, ...], None]:
     """The items of a stream: the first at once, and then, each so many seconds, all that came."""
     held: list[T] = []
     news = asyncio.Event()
