@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +12,7 @@ import click
 from puna.commands.options import compute_options, draft_option, kv_dtype_option
 
 if TYPE_CHECKING:
-    from puna.engine.async_llm import AsyncLLM
     from puna.serve.keys import Keys
-    from puna.serve.models import Backend, Models
 
 
 @click.command()
@@ -88,6 +83,14 @@ if TYPE_CHECKING:
     "--drain-timeout", type=click.FloatRange(min=0), default=30, show_default=True,
     metavar="SECONDS", help="After SIGTERM, wait so long for what runs.",
 )  # fmt: skip
+@click.option(
+    "--log/--no-log", "log_requests", default=True, show_default=True,
+    help="A line of JSON for each request, on standard error; without what people wrote.",
+)  # fmt: skip
+@click.option(
+    "--access-log", type=click.Path(path_type=Path), metavar="FILE", help="Those lines in a file."
+)
+@click.option("--log-prompts", is_flag=True, help="Log also the beginning of what people wrote.")
 @click.option("--web/--no-web", default=True, show_default=True, help="The chat at /.")
 def serve(
     models: tuple[str, ...],
@@ -105,6 +108,9 @@ def serve(
     max_body: int,
     timeout: float,
     drain_timeout: float,
+    log_requests: bool,
+    access_log: Path | None,
+    log_prompts: bool,
     web: bool,
     replicas: int | None,
     ray_address: str | None,
@@ -121,12 +127,13 @@ def serve(
         raise ValueError(
             "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
         ) from None
-    from puna.serve.app import create_app
+    from puna.commands.engines import loaded
+    from puna.serve.access_log import open_log
     from puna.serve.deadlines import Stopping
     from puna.serve.exposure import check_exposure
     from puna.serve.running import RunOptions, bind, bind_unix, check_tls, run
     from puna.serve.service import Limits
-    from puna.serve.stack import Protection, protected
+    from puna.serve.stack import Logging, Protection, build
 
     keys = _keys(api_keys)
     if uds is None:
@@ -143,15 +150,23 @@ def serve(
         max_body_bytes=max_body,
         seconds=timeout,
     )
+    log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
     options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
-    with _models(models or ("cria",), adapters, engine, replicas, ray_address) as served:
-        api = create_app(served, Limits(max_new_tokens=max_new_tokens), stopping, web=web)
+    with loaded(models or ("cria",), adapters, engine, replicas, ray_address) as served:
+        app = build(
+            served,
+            stopping,
+            protection=protection,
+            limits=Limits(max_new_tokens=max_new_tokens),
+            log=log,
+            chat=web,
+        )
 
         def announce(url: str) -> None:
             names = ", ".join(each.name for each in served.all())
             click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
 
-        code = run(protected(api, protection, stopping), listener, stopping, options, announce)
+        code = run(app, listener, stopping, options, announce)
     sys.exit(code)
 
 
@@ -161,69 +176,3 @@ def _keys(path: Path | None) -> Keys | None:
     if path is not None:
         return read_keys(path, lambda text: click.secho(text, fg="yellow", err=True))
     return environment_keys(os.environ.get("PUNA_API_KEY"), os.environ.get("PUNA_API_KEYS"))
-
-
-@contextmanager
-def _models(
-    models: Sequence[str],
-    adapters: Sequence[str],
-    options: dict[str, Any],
-    replicas: int | None,
-    ray_address: str | None,
-) -> Iterator[Models]:
-    """Loads each model once, however many names it has, with the adapters that are for it."""
-    from puna.commands.cache import cache_folder
-    from puna.serve.models import Models, Served
-    from puna.serve.names import adapters_asked, models_asked
-
-    asked = models_asked(models)
-    loras = adapters_asked(adapters, asked)
-    sources = {each.name: each.source for each in asked}
-    options["num_threads"] = options.pop("threads")
-    options["cache_folder"] = cache_folder()
-    of_model: dict[str, dict[str, str]] = {source: {} for source in sources.values()}
-    for each in loras:
-        of_model[sources[each.model or ""]][each.name] = each.source
-    with _backends(of_model, options, replicas, ray_address) as backends:
-        yield Models(
-            [Served(each.name, backends[each.source]) for each in asked]
-            + [
-                Served(each.name, backends[sources[each.model or ""]], each.name, each.model)
-                for each in loras
-            ]
-        )
-
-
-@contextmanager
-def _backends(
-    models: Mapping[str, Mapping[str, str]],
-    options: dict[str, Any],
-    count: int | None,
-    ray_address: str | None,
-) -> Iterator[Mapping[str, Backend]]:
-    """An engine for each model, given the adapters of each: here, or in replicas."""
-    if count is None:
-        if ray_address is not None:
-            raise ValueError("--ray-address is for replicas: say how many with --replicas")
-        yield {source: load_engine(source, loras, **options) for source, loras in models.items()}
-        return
-    from puna.commands.models import resolve
-    from puna.serve.replicas.cluster import Plan, replicas
-
-    plans = {
-        source: Plan(resolve(source), partial(load_engine, source, loras), options)
-        for source, loras in models.items()
-    }
-    with replicas(plans, count, ray_address) as backends:
-        yield backends
-
-
-def load_engine(
-    model: str, adapters: Mapping[str, str], *, draft: str | None = None, **options: Any
-) -> AsyncLLM:
-    """An engine as the options of `puna serve` describe it; also what each replica calls."""
-    from puna.commands.models import opened_adapter, opened_draft, resolve
-    from puna.engine.async_llm import AsyncLLM
-
-    loras = {name: opened_adapter(adapter) for name, adapter in adapters.items()}
-    return AsyncLLM(resolve(model), adapters=loras, draft=opened_draft(draft), **options)

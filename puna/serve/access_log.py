@@ -14,10 +14,9 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from puna.serve.errors import App, Message, Receive, Scope, Send
+from puna.serve.errors import DISCONNECTED, App, Message, Receive, Scope, Send
 from puna.serve.facts import Facts, facts_of
 from puna.serve.keys import MAX_KEY_LENGTH
-from puna.serve.metrics import DISCONNECTED
 
 MAX_METHOD = 32  # characters that are logged of it
 MAX_PATH = 256

@@ -11,12 +11,12 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
 
 from puna import __version__
 from puna.serve import chat, completions, embeddings, tokens
 from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError, as_api_error
-from puna.serve.facts import facts_of
 from puna.serve.models import Models
 from puna.serve.responses import ModelCard, ModelList, Status, answers
 from puna.serve.service import Limits, Service, service_of
@@ -26,13 +26,19 @@ _LOG = logging.getLogger(__name__)
 catalog = APIRouter()
 state = APIRouter()
 
+VERSIONED = (catalog, completions.router, chat.router, embeddings.router)  # under /v1
+UNVERSIONED = (tokens.router, state)
+
 _TYPES = ("str", "int")
 
 
 def create_app(
-    models: Models, limits: Limits | None = None, stopping: Stopping | None = None
+    models: Models,
+    limits: Limits | None = None,
+    stopping: Stopping | None = None,
+    routes: Sequence[BaseRoute] = (),
 ) -> FastAPI:
-    """The API over these models, whose engines end with it."""
+    """The API over these models, whose engines end with it, and other routes beside it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,12 +55,13 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = Service(models, limits or Limits(), stopping or Stopping())
-    for router in (catalog, completions.router, chat.router, embeddings.router):
+    for router in VERSIONED:
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.
         app.include_router(router, include_in_schema=False)
-    app.include_router(tokens.router)
-    app.include_router(state)
+    for router in UNVERSIONED:
+        app.include_router(router)
+    app.router.routes.extend(routes)
     for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, _on_error)
     return app
@@ -90,7 +97,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
     problem = _problem(error)
     if problem.status >= 500:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    facts_of(request.scope).error = problem.kind
     # ASCII, for what a client sent may be no valid Unicode.
     text = json.dumps(problem.body())
     return Response(text, problem.status, problem.headers, "application/json")

@@ -12,6 +12,23 @@ from puna.engine.async_llm import EngineStoppedError
 # How errors begin that say which field they are about: `messages[3].content: ...`.
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
 
+DISCONNECTED = 499  # the status of those that left before their answer began, as nginx counts
+
+# Status -> type of error; `Facts.error` says it for streams that had begun.
+ERRORS = {
+    401: "invalid_api_key",
+    403: "forbidden",
+    404: "not_found",
+    408: "request_timeout",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+    DISCONNECTED: "disconnected",
+    503: "server_stopping",
+    504: "timeout",
+}
+OTHER_ERRORS = {4: "invalid_request", 5: "internal"}  # by the status's first digit
+ERROR_TYPES = frozenset(ERRORS.values()) | frozenset(OTHER_ERRORS.values())
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -82,3 +99,8 @@ def as_api_error(error: Exception) -> APIError:
     return APIError(
         500, "the server failed at this; its log says how", kind="server_error", code="internal"
     )
+
+
+def error_type(status: int) -> str | None:
+    """The type of error that a status means; None for success."""
+    return ERRORS.get(status, OTHER_ERRORS.get(status // 100))

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from puna.serve.errors import Receive, Scope, Send, as_api_error
+from puna.serve.errors import Receive, Scope, Send, as_api_error, error_type
+from puna.serve.facts import facts_of
 
 T = TypeVar("T")
 
@@ -78,18 +79,20 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_gone(receive, self._whole(send))
+            await unless_gone(receive, self._whole(scope, send))
         except GoneError:
             if not self._started:
                 await Response(status_code=499)(scope, receive, send)
 
-    async def _whole(self, send: Send) -> None:
+    async def _whole(self, scope: Scope, send: Send) -> None:
         try:
             await self._send(send)
         except Exception as error:
             if not self._started:
                 raise
-            await _send(send, _line(as_api_error(error).body()), more=False)
+            problem = as_api_error(error)
+            facts_of(scope).error = error_type(problem.status)
+            await _send(send, _line(problem.body()), more=False)
         finally:
             await self._events.aclose()
 

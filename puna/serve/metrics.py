@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,33 +13,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.engine.statistics import Statistics
-from puna.serve.errors import App, Message, Receive, Scope, Send
+from puna.serve.errors import (
+    DISCONNECTED,
+    ERROR_TYPES,
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    error_type,
+)
 from puna.serve.facts import Facts, facts_of
 
 NONE = "none"  # the label of what a request has not
 OTHER = "other"  # of what is not known: labels never come from a client's text
-DISCONNECTED = 499  # the status of those that left before their answer began, as nginx counts
 
 # Seconds, from a token of a small model to a long answer of a large one.
 BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1, 2.5, 5, 10, 30, 60, 120, 300,
 )  # fmt: skip
-
-# Status -> type of error; `Facts.error` says it for streams that had begun.
-ERRORS = {
-    401: "invalid_api_key",
-    403: "forbidden",
-    404: "not_found",
-    408: "request_timeout",
-    413: "request_too_large",
-    429: "rate_limit_exceeded",
-    DISCONNECTED: "disconnected",
-    503: "server_stopping",
-    504: "timeout",
-}
-OTHER_ERRORS = {4: "invalid_request", 5: "internal"}  # by the status's first digit
-ERROR_TYPES = frozenset(ERRORS.values()) | frozenset(OTHER_ERRORS.values())
 
 # Metric -> its help, the field of Statistics. Gauges are `num_...`, the others only grow.
 ENGINE_GAUGES = {
@@ -61,16 +54,13 @@ ENGINE_COUNTERS = {
 
 
 class EngineCollector(Collector):
-    """Asks the engines when it is scraped, so that nothing is counted twice or stale."""
+    """How each engine stood when it was last asked, by the name of its model."""
 
-    def __init__(self, statistics: Callable[[], Mapping[str, Statistics]]) -> None:
-        self.statistics = statistics
-
-    def describe(self) -> Iterable[Metric]:
-        return []  # or registering would ask engines that may not run yet
+    def __init__(self) -> None:
+        self.engines: Mapping[str, Statistics] = {}
 
     def collect(self) -> Iterator[Metric]:
-        engines = self.statistics()
+        engines = self.engines
         for name, (text, field) in ENGINE_GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=["model"])
             for model, statistics in engines.items():
@@ -91,7 +81,7 @@ class Metrics:
         models: Callable[[], Collection[str]],
         routes: Callable[[], Collection[str]],
         key_names: Collection[str] = (),
-        statistics: Callable[[], Mapping[str, Statistics]] = dict,
+        statistics: Callable[[], Awaitable[Mapping[str, Statistics]]] | None = None,
     ) -> None:
         """`models`, `routes`: the names and path patterns that may be labels now; `statistics`: of
         each engine, by the name of its model."""
@@ -99,7 +89,9 @@ class Metrics:
         self.routes = routes
         self.key_names = frozenset(key_names)
         self.registry = registry = CollectorRegistry()
-        registry.register(EngineCollector(statistics))
+        self.statistics = statistics
+        self._engines = EngineCollector()
+        registry.register(self._engines)
         self.requests = Counter(
             "puna_requests", "Answered requests.", ["route", "model", "status", "key"],
             registry=registry,
@@ -152,6 +144,8 @@ class Metrics:
 
     async def endpoint(self, request: Request) -> Response:
         """The route `/metrics`, in the form that the scraper accepts."""
+        if self.statistics is not None:
+            self._engines.engines = await self.statistics()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self.registry), headers={"content-type": content_type})
 
@@ -160,11 +154,6 @@ def _label(value: str | None, known: Collection[str]) -> str:
     if value is None:
         return NONE
     return value if value in known else OTHER
-
-
-def error_type(status: int) -> str | None:
-    """The type of error that a status means; None for success."""
-    return ERRORS.get(status, OTHER_ERRORS.get(status // 100))
 
 
 def route_of(scope: Scope, facts: Facts) -> str | None:

@@ -1,4 +1,4 @@
-"""The web chat's files at `/` and `/web/`, with headers that let no text become a script."""
+"""The pages and their files, with headers that let no text become a script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 WEB = Path(__file__).with_name("web")
-PAGE = "index.html"
+PAGES = {"/": "index.html", "/docs": "api.html"}
 
 # What is served, by the end of its name. Licences and notes lie beside the files and are not.
 MEDIA_TYPES = {
@@ -24,28 +24,30 @@ MEDIA_TYPES = {
 }
 
 # Scripts, styles and requests of this origin alone; nothing inline, no frames, no forms.
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "font-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "manifest-src 'self'",
-    )
-)
-
-HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # Kept by browsers, and asked for again by its ETag: a new version shows at once.
-    "Cache-Control": "no-cache",
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data:",
+    "connect-src": "'self'",
+    "font-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "manifest-src": "'self'",
 }
+# RapiDoc styles its elements inline; it shows nothing that a model wrote.
+_DOCS_POLICY = _POLICY | {"style-src": "'self' 'unsafe-inline'"}
+
+
+def _headers(policy: dict[str, str]) -> dict[str, str]:
+    return {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        # Kept by browsers, and asked for again by its ETag: a new version shows at once.
+        "Cache-Control": "no-cache",
+    }
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,32 @@ class _Asset:
     content: bytes
     media_type: str
     etag: str
+    headers: dict[str, str]
 
 
-def page_routes() -> list[Route]:
-    """The routes of the web chat, to be mounted in an application: `/` and `/web/{path}`.
+def page_routes(*, chat: bool = True) -> list[Route]:
+    """The pages: the API's description at `/docs`, the chat at `/`, what they need at `/web/`.
 
     The files are read once, here. A path is looked up among their names and never opened, so no
     path leads out of the folder.
     """
     assets = _read_assets(WEB)
-    page = assets.pop(PAGE)
+    pages = {path: assets.pop(name) for path, name in PAGES.items()}
+    if not chat:
+        del pages["/"]
 
-    async def index(request: Request) -> Response:
-        return _answer(request, page)
+    async def page(request: Request) -> Response:
+        return _answer(request, pages[request.scope["path"]])
 
     async def asset(request: Request) -> Response:
         found = assets.get(request.path_params["path"])
         if found is None:
-            raise HTTPException(404, "there is no such file in the web chat")
+            raise HTTPException(404)
         return _answer(request, found)
 
     return [
-        Route("/", index, name="web_chat", include_in_schema=False),
-        Route("/web/{path:path}", asset, name="web_chat_file", include_in_schema=False),
+        *(Route(path, page, include_in_schema=False) for path in pages),
+        Route("/web/{path:path}", asset, include_in_schema=False),
     ]
 
 
@@ -86,14 +91,15 @@ def _read_assets(folder: Path) -> dict[str, _Asset]:
         if media_type is not None and path.is_file():
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            assets[path.relative_to(folder).as_posix()] = _Asset(content, media_type, etag)
+            name = path.relative_to(folder).as_posix()
+            headers = _headers(_DOCS_POLICY if name == PAGES["/docs"] else _POLICY)
+            assets[name] = _Asset(content, media_type, etag, headers | {"ETag": etag})
     return assets
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    headers = HEADERS | {"ETag": asset.etag}
     if_none_match = request.headers.get("if-none-match", "")
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if asset.etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    return Response(asset.content, headers=headers, media_type=asset.media_type)
+        return Response(status_code=304, headers=asset.headers)
+    return Response(asset.content, headers=asset.headers, media_type=asset.media_type)

@@ -1,17 +1,27 @@
-"""What stands between the network and the API, layer by layer."""
+"""The whole server as one application: the API, and what stands between it and the network."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
+from puna.engine.statistics import Statistics
+from puna.serve.access_log import AccessLog
+from puna.serve.app import UNVERSIONED, VERSIONED, create_app
 from puna.serve.deadlines import Deadline, Stopping
 from puna.serve.errors import App
 from puna.serve.exposure import LocalOnly
 from puna.serve.gate import Admission, Gate
 from puna.serve.keys import Keys, RequireKey
 from puna.serve.limits import BodyLimit
+from puna.serve.metrics import MeasureRequests, Metrics
+from puna.serve.models import Models
+from puna.serve.pages import page_routes
+from puna.serve.service import Limits
 
 # What runs the model, and so has to wait for its turn.
 WORK = ("/completions", "/chat/completions", "/embeddings")
@@ -31,8 +41,45 @@ class Protection:
     seconds: float | None = 600.0  # until an answer is whole
 
 
-def protected(app: App, protection: Protection, stopping: Stopping) -> App:
-    """The API behind its layers; the first one here is the last that a request comes to."""
+@dataclass(frozen=True)
+class Logging:
+    """Where a line for each request goes, None: nowhere; with what people wrote, or without."""
+
+    logger: logging.Logger | None = None
+    prompts: bool = False
+
+
+def build(
+    models: Models,
+    stopping: Stopping,
+    *,
+    protection: Protection | None = None,
+    limits: Limits | None = None,
+    log: Logging | None = None,
+    chat: bool = True,
+) -> App:
+    """The API behind its layers, with metrics and pages; `chat`: the one in the browser."""
+    protection, log = protection or Protection(), log or Logging()
+    keys = protection.keys
+
+    async def statistics() -> Mapping[str, Statistics]:
+        return {name: await each.statistics() for name, each in models.backends().items()}
+
+    names = frozenset(each.name for each in models.all())
+    metrics = Metrics(lambda: names, lambda: patterns, keys.names if keys else (), statistics)
+    routes = [Route("/metrics", metrics.endpoint), *page_routes(chat=chat)]
+    api = create_app(models, limits, stopping, routes)
+    known = [*routes, *(route for router in VERSIONED + UNVERSIONED for route in router.routes)]
+    patterns = frozenset(getattr(route, "path", "") for route in known)
+    app = MeasureRequests(_protected(api, protection, stopping), metrics)
+    if log.logger is None:
+        return app
+    redact = keys.redact if keys else str
+    return AccessLog(app, log.logger, log_prompts=log.prompts, redact=redact)
+
+
+def _protected(app: App, protection: Protection, stopping: Stopping) -> App:
+    """The last layer here is the first that a request comes to."""
     paths = [prefix + path for path in WORK for prefix in ("", "/v1")]
     app = Admission(app, Gate(protection.capacity), paths)
     app = BodyLimit(app, protection.max_body_bytes, protection.body_seconds)

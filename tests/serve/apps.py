@@ -92,7 +92,8 @@ async def request(
     """One request below HTTP: status (0 for no answer), headers, body. After its chunks the client
     waits for the answer's end."""
     scope = {
-        "type": "http", "method": method, "path": path, "query_string": query, "state": state or {},
+        "type": "http", "method": method, "path": path, "query_string": query,
+        "state": {} if state is None else state,
         "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
         "client": ("127.0.0.1", 4242),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from puna.serve.pages import page_routes
 
-# What a request is answered with: pieces of text, a status with its error, or a function of the request.
+# What a request is answered with: pieces of text, or a status with its error.
 Answer = list[str] | tuple[int, dict[str, Any]]
 Script = Callable[[dict[str, Any]], Answer]
 

@@ -96,7 +96,7 @@ def test_logs_in_files_survive_rotation(tmp_path: Path) -> None:
         handler.close()
     assert (tmp_path / "old.log").read_text() == "one\n"
     assert path.read_text() == "two\n"
-    with pytest.raises(ValueError, match="cannot write the log to .*: No such file"):
+    with pytest.raises(ValueError, match=r"cannot write the log to .*: No such file"):
         open_log(tmp_path / "missing" / "access.log")
 
 

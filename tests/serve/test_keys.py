@@ -63,7 +63,7 @@ def test_what_a_file_of_keys_may_not_hold(tmp_path: Path, text: str, message: st
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read API keys from .*: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read API keys from .*: No such file"):
         read_keys(tmp_path / "missing", lambda warning: None)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="it is not UTF-8 text"):
@@ -81,7 +81,7 @@ def test_keys_from_the_environment() -> None:
     assert several.names == ("alice", "bob")
     with pytest.raises(ValueError, match="both set"):
         environment_keys(KEY, f"alice:{OTHER_KEY}")
-    with pytest.raises(ValueError, match="PUNA_API_KEY: .*has 5 characters"):
+    with pytest.raises(ValueError, match=r"PUNA_API_KEY: .*has 5 characters"):
         environment_keys("short", None)
     with pytest.raises(ValueError, match="PUNA_API_KEYS, line 2"):
         environment_keys(None, f"alice:{KEY},bob")
@@ -163,7 +163,7 @@ def test_keys_are_needed_off_the_loopback(host: str, inside: bool) -> None:
     if inside:
         check_exposure(host, None)
     else:
-        with pytest.raises(ValueError, match="lets other machines in.*set PUNA_API_KEY"):
+        with pytest.raises(ValueError, match=r"lets other machines in.*set PUNA_API_KEY"):
             check_exposure(host, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from typing import Any
 
 import jsonschema_rs
@@ -172,3 +173,9 @@ def test_answers_and_arguments_fit_random_schemas(tokenizer: Tokenizer, seed: in
         answer.push(text)
         assert answer.finish("stop")[1] == "tool_calls"
         assert validator.is_valid(json.loads(answer.calls[0].arguments)), text
+
+
+def test_a_missing_llguidance_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ValueError, match=r"schema needs llguidance; install puna\[structured\]"):
+        response_schema({"type": "json_object"})

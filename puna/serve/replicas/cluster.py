@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.engine.async_llm import AsyncLLM
 from puna.engine.loading import DTYPES, SMALL_MODEL
-from puna.engine.memory import chosen_kv_dtype, free_memory, plan_kv_tokens
+from puna.engine.memory import chosen_kv_dtype, free_memory, kv_bytes
 from puna.formats.checkpoint import Checkpoint
 from puna.kernels.step import physical_cores
 from puna.serve.replicas.worker import Worker
@@ -36,6 +36,7 @@ _OWN = {
 _STORE_BYTES = 80 << 20  # Ray's least; what passes through is small
 _MAX_REQUESTS = 1 << 16  # at one replica: how many there may be is the API's business
 _REPORT_SECONDS = 60.0
+_CONTEXTS, _SHARE = 8, 4  # as `plan_kv_tokens` chooses: at most so many, a quarter of the memory
 _REASON = re.compile(r"^ValueError: (.+?)\s*$", re.MULTILINE)
 
 
@@ -43,8 +44,8 @@ _REASON = re.compile(r"^ValueError: (.+?)\s*$", re.MULTILINE)
 class Plan:
     """A model: `make(**options)` loads it in each replica; `checkpoint` is the same, opened here.
 
-    Both are pickled but for the checkpoint. `num_threads` among the options is filled in where it
-    is None.
+    All but the checkpoint is pickled. The options `num_threads` and `kv_tokens`, where they are not
+    given, become each replica's share.
     """
 
     checkpoint: Checkpoint
@@ -125,7 +126,7 @@ def _joined_ray(address: str) -> Iterator[int]:
 
 def _hush() -> None:
     """Leaves it to us to say what happens."""
-    import ray.serve  # sets the levels when it is imported
+    import ray.serve  # noqa: F401 - sets the levels when it is imported
 
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -146,6 +147,8 @@ def _deployed(
         if options.get("num_threads") is None:
             is_small = plan.checkpoint.config.num_parameters < SMALL_MODEL
             options["num_threads"] = 1 if is_small else cpus
+        if not reserve and count > 1 and options.get("kv_tokens") is None:
+            options["kv_tokens"] = _kv_tokens(plan, count)
         deployment = serve.deployment(
             name="replica",
             num_replicas=count,
@@ -172,6 +175,18 @@ def _deployed(
         key: _remote(plan, handle)
         for (key, plan), handle in zip(plans.items(), handles, strict=True)
     }
+
+
+def _kv_tokens(plan: Plan, count: int) -> int | None:
+    """A replica's share of what one engine would hold; None on a GPU, where each has its own."""
+    free, config = free_memory(), plan.checkpoint.config
+    if free is None or plan.options.get("device", "cpu") != "cpu":
+        return None
+    stored = DTYPES.get(plan.options.get("dtype", "auto"))
+    kept = chosen_kv_dtype(plan.options.get("kv_dtype", "auto"), plan.checkpoint, stored)
+    left = free - count * plan.checkpoint.num_bytes
+    affordable = left // (_SHARE * count) // kv_bytes(config, 1, kept)
+    return max(config.context_length, min(_CONTEXTS * config.context_length, affordable))
 
 
 def _remote(plan: Plan, handle: Any) -> RemoteLLM:

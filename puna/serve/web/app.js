@@ -2,15 +2,15 @@
 
 import { listModels } from "./api.js";
 import * as chat from "./chat.js";
-import { $, copyWith, grow, h, isSendKey, setIcon, textButton, toast } from "./dom.js";
-import { label, number, switchLanguage, t, translate } from "./i18n.js";
-import { editLast, showMessages, updateAnswer } from "./messages.js";
-import { KEYS, showPanel } from "./panel.js";
+import { $, copyWith, grow, isSendKey, setIcon, toast } from "./dom.js";
+import { label, t } from "./i18n.js";
+import { closeSidebar, isSidebarOpen, showLook, watchLook } from "./look.js";
+import { editLast, showEnded, showMessages, updateAnswer } from "./messages.js";
+import { showPanel } from "./panel.js";
 import { showConversations } from "./sidebar.js";
 import { deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember } from "./store.js";
-import { download, exportText, ImportError, readExport } from "./transfer.js";
+import { exportAll, importFrom } from "./transfer.js";
 
-const THEMES = ["auto", "light", "dark"];
 const NEAR_END = 80; // pixels: whoever reads there is taken along as the answer grows
 
 let conversations = [];
@@ -102,25 +102,8 @@ function showState() {
   $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : t("emptyNoteNoModel");
 }
 
-function showLanguage() {
-  translate();
-  $("language").textContent = t("otherLanguage");
-  label($("language"), t("switchLanguage"));
-  $("new-chat-keys").textContent = KEYS.newChat;
-  $("suggestions").replaceChildren(
-    ...t("suggestions").map((text) => textButton(text, () => submit(text), "suggestion")));
-  showTheme();
-}
-
-function showTheme() {
-  const theme = recall("theme") ?? "auto";
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-  setIcon($("theme"), theme);
-  label($("theme"), t("theme", { name: t(`theme${theme[0].toUpperCase()}${theme.slice(1)}`) }));
-}
-
 function fillPanel() {
+  const focused = $("panel").contains(document.activeElement) ? document.activeElement.id : "";
   showPanel(current, models, model(), askForKey, {
     changed: () => {
       remember("settings", current.settings);
@@ -129,6 +112,7 @@ function fillPanel() {
     },
     keyChanged: fetchModels,
   });
+  if (focused) $(focused)?.focus();
 }
 
 function togglePanel(show = $("panel").hidden) {
@@ -141,15 +125,6 @@ function togglePanel(show = $("panel").hidden) {
   } else $("open-panel").focus();
 }
 
-function toggleSidebar(show) {
-  $("app").classList.toggle("with-sidebar", show);
-  $("scrim").hidden = !show;
-  $("open-sidebar").setAttribute("aria-expanded", String(show));
-  if (show) $("new-chat").focus();
-}
-
-const closeSidebar = () => toggleSidebar(false);
-
 function toEnd() {
   $("scroller").scrollTop = $("scroller").scrollHeight;
 }
@@ -157,13 +132,11 @@ function toEnd() {
 // ---- doing
 
 async function run(ask) {
-  if (chat.isRunning(current)) return;
+  await chat.stop(current);
   if (!models.length) await fetchModels();
-  const conversation = current;
-  if (!conversations.includes(conversation)) conversations.unshift(conversation);
+  if (!conversations.includes(current)) conversations.unshift(current);
   following = true;
   await ask();
-  if (current === conversation) showAll();
 }
 
 function submit(text) {
@@ -180,40 +153,17 @@ async function fetchModels() {
   } catch (error) {
     models = [];
     askForKey = error.kind === "Unauthorized";
-    if (askForKey && $("panel").hidden && !current.messages.length) togglePanel(true);
   }
   showState();
-  if (!$("panel").hidden) fillPanel();
+  if (askForKey && $("panel").hidden && !current.messages.length) togglePanel(true);
+  else if (!$("panel").hidden) fillPanel();
 }
 
-async function importFrom(file) {
-  let read;
-  try {
-    read = await readExport(file);
-  } catch (error) {
-    if (!(error instanceof ImportError)) throw error;
-    toast(t("importFailed", { reason: t(error.key, error.values) }));
-    return;
-  }
-  const known = new Map(conversations.map((conversation) => [conversation.id, conversation]));
-  const added = [];
-  for (const conversation of read) {
-    const same = known.get(conversation.id);
-    if (same && same.updated >= conversation.updated) continue;
-    if (same) conversation.id = chat.randomId();
-    added.push(conversation);
-  }
+async function importFile(file) {
+  const added = await importFrom(file, conversations);
   conversations = [...added, ...conversations].sort((a, b) => b.updated - a.updated);
   for (const conversation of added) await chat.save(conversation);
-  const skipped = read.length - added.length;
-  toast(t(skipped ? "importedSome" : "imported", { count: number(added.length), skipped: number(skipped) }));
   if (added.length) open(added[0]);
-}
-
-function exportAll() {
-  if (!conversations.length) return toast(t("nothingToExport"));
-  download(exportText(conversations), `puna-${new Date().toISOString().slice(0, 10)}.json`);
-  return toast(t("exported", { count: number(conversations.length) }));
 }
 
 // ---- events
@@ -242,13 +192,18 @@ chat.bus.addEventListener("text", ({ detail: { reply } }) => {
 });
 
 chat.bus.addEventListener("end", ({ detail: { conversation, reply } }) => {
-  if (conversation === current && reply.content) $("announcer").textContent = t("answered", { text: reply.content });
+  showList();
+  if (conversation !== current) return;
+  showEnded(current, reply, messageActions);
+  showState();
+  if (following) toEnd();
+  if (reply.content) $("announcer").textContent = t("answered", { text: reply.content });
 });
 
 chat.bus.addEventListener("unsaved", ({ detail: error }) => toast(t("errorStorage", { reason: error.message })));
 
 function onEscape() {
-  if ($("app").classList.contains("with-sidebar")) closeSidebar();
+  if (isSidebarOpen()) closeSidebar();
   else if (chat.isRunning(current)) chat.stop(current);
   else if (!$("panel").hidden) togglePanel(false);
 }
@@ -294,23 +249,11 @@ $("to-end").addEventListener("click", () => {
 $("new-chat").addEventListener("click", startNew);
 $("open-panel").addEventListener("click", () => togglePanel());
 $("close-panel").addEventListener("click", () => togglePanel(false));
-$("open-sidebar").addEventListener("click", () => toggleSidebar(true));
-for (const id of ["close-sidebar", "scrim"]) $(id).addEventListener("click", closeSidebar);
-$("language").addEventListener("click", () => {
-  switchLanguage();
-  showLanguage();
-  showAll();
-});
-$("theme").addEventListener("click", () => {
-  const next = THEMES[(THEMES.indexOf(recall("theme") ?? "auto") + 1) % THEMES.length];
-  remember("theme", next === "auto" ? null : next);
-  showTheme();
-});
-$("export").addEventListener("click", exportAll);
+$("export").addEventListener("click", () => exportAll(conversations));
 $("import").addEventListener("click", () => $("import-file").click());
 $("import-file").addEventListener("change", async () => {
   const [file] = $("import-file").files;
-  if (file) await importFrom(file);
+  if (file) await importFile(file);
   $("import-file").value = "";
 });
 
@@ -325,7 +268,8 @@ onOtherTab(async (id) => {
 });
 
 async function start() {
-  showLanguage();
+  watchLook(showAll, submit);
+  showLook(submit);
   try {
     await openStore();
     conversations = await loadConversations();

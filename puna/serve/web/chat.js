@@ -17,7 +17,7 @@ const TITLE_LENGTH = 60;
 export const bus = new EventTarget();
 const tell = (type, detail) => bus.dispatchEvent(new CustomEvent(type, { detail }));
 
-const running = new Map(); // conversation id -> AbortController
+const running = new Map(); // conversation id -> {controller, over: a promise that its end is told}
 
 export const isRunning = (conversation) => running.has(conversation.id);
 
@@ -64,8 +64,11 @@ export async function edit(conversation, index, text, model) {
   await send(conversation, text, model);
 }
 
-export function stop(conversation) {
-  running.get(conversation.id)?.abort();
+/** Stops the answer that is being written, if one is; resolves when it has ended. */
+export async function stop(conversation) {
+  const run = running.get(conversation.id);
+  run?.controller.abort();
+  await run?.over;
 }
 
 function titleFrom(text) {
@@ -106,15 +109,20 @@ function requestBody(conversation, model) {
 export const stopTexts = (lines) =>
   lines.split("\n").filter((line) => line !== "").map((line) => line.replaceAll("\\n", "\n"));
 
-async function answer(conversation, model) {
+function answer(conversation, model) {
+  const controller = new AbortController();
+  const over = write(conversation, model, controller);
+  running.set(conversation.id, { controller, over });
+  tell("change", conversation);
+  return over;
+}
+
+async function write(conversation, model, controller) {
   const reply = { role: "assistant", content: "", model, finish: null, error: null, tokens: null, seconds: null };
   conversation.messages.push(reply);
   const body = requestBody(conversation, model);
-  const controller = new AbortController();
-  running.set(conversation.id, controller);
   conversation.updated = Date.now();
   const clock = { start: performance.now(), first: null, last: null, pieces: 0, saved: performance.now() };
-  tell("change", conversation);
   await save(conversation);
   try {
     for await (const event of streamChat(body, controller.signal)) take(event, conversation, reply, clock);
@@ -126,9 +134,8 @@ async function answer(conversation, model) {
     running.delete(conversation.id);
   }
   reply.seconds = timings(clock);
-  tell("change", conversation);
-  await save(conversation);
   tell("end", { conversation, reply });
+  await save(conversation);
 }
 
 function take(event, conversation, reply, clock) {

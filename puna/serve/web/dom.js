@@ -57,6 +57,9 @@ export const isSendKey = (event) =>
 export function toast(text, action = null, milliseconds = 6000) {
   const note = h("div", { class: "toast", role: "status" }, h("span", {}, text));
   const close = () => note.remove();
+  for (const other of $("toasts").children) {
+    if (other.firstChild.textContent === text) other.remove(); // said again, not twice
+  }
   if (action) note.append(textButton(action.text, () => (close(), action.run()), "toast-action"));
   note.append(iconButton("close", "close", close));
   $("toasts").append(note);
@@ -87,6 +90,7 @@ export async function copyWith(button, text) {
   if (before) setIcon(button, "check");
   else button.textContent = t("copied");
   button.classList.add("done");
+  $("announcer").textContent = t("copied");
   setTimeout(() => {
     if (before) setIcon(button, "copy");
     else button.textContent = t("copy");

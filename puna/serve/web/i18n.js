@@ -2,7 +2,7 @@
 
 import { recall, remember } from "./store.js";
 
-const STRINGS = {
+export const STRINGS = {
   en: {
     languageName: "English", otherLanguage: "中文",
     newChat: "New chat", conversations: "Conversations", conversation: "Conversation",
@@ -19,7 +19,7 @@ const STRINGS = {
     theme: "Theme: {name}", themeAuto: "as the system", themeLight: "light", themeDark: "dark",
     switchLanguage: "切换到中文",
     settings: "Settings", greeting: "What shall we talk about?",
-    emptyNote: "You are talking with {model}, on your own machine.",
+    emptyNote: "You are talking with {model}.",
     emptyNoteNoModel: "Waiting for the server.",
     suggestions: [
       "Tell me a story about a young llama.",
@@ -42,7 +42,7 @@ const STRINGS = {
     retry: "Try again", save: "Save and try again", technical: "What the server said",
     errorNetwork: "The server cannot be reached. It may have stopped, or the connection is gone.",
     errorUnauthorized: "This server asks for an API key.",
-    errorForbidden: "This API key may not do that.",
+    errorForbidden: "The server refused this request.",
     errorBusy: "The server is busy.", errorBusyFor: "The server is busy. Try again in {seconds} seconds.",
     errorContext: "The conversation has grown longer than the model can read. Edit an earlier message to ask from there, or begin a new chat.",
     errorModel: "The server does not have this model. Choose another in the settings.",
@@ -87,7 +87,7 @@ const STRINGS = {
     theme: "主题：{name}", themeAuto: "跟随系统", themeLight: "浅色", themeDark: "深色",
     switchLanguage: "Switch to English",
     settings: "设置", greeting: "今天聊点什么？",
-    emptyNote: "正在与 {model} 对话，一切都在你自己的机器上。",
+    emptyNote: "正在与 {model} 对话。",
     emptyNoteNoModel: "正在等待服务器。",
     suggestions: [
       "给我讲一个小羊驼的故事。",
@@ -110,7 +110,7 @@ const STRINGS = {
     retry: "重试", save: "保存并重试", technical: "服务器的说明",
     errorNetwork: "无法连接服务器。它可能已停止，或者网络已断开。",
     errorUnauthorized: "此服务器需要 API 密钥。",
-    errorForbidden: "此 API 密钥没有权限。",
+    errorForbidden: "服务器拒绝了这个请求。",
     errorBusy: "服务器正忙。", errorBusyFor: "服务器正忙，请在 {seconds} 秒后重试。",
     errorContext: "对话太长，超出了模型能读的长度。可以编辑较早的消息从那里重新提问，或开始新对话。",
     errorModel: "服务器没有这个模型，请在设置中另选一个。",

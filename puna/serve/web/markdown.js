@@ -18,6 +18,7 @@ const CLEAN = {
   ],
   ALLOWED_ATTR: ["href", "align", "start", "class"],
   ALLOWED_URI_REGEXP: SAFE_LINK,
+  ADD_URI_SAFE_ATTR: ["align", "start"], // no addresses, so not held to be safe links
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
@@ -83,6 +84,10 @@ function htmlBlocks(text) {
 }
 
 function finish(block) {
+  for (const node of block.querySelectorAll("[class]")) {
+    if (node.tagName !== "CODE" || !/^language-\S+$/.test(node.className)) node.removeAttribute("class");
+  }
+  for (const anchor of block.querySelectorAll("a:not([href])")) anchor.replaceWith(...anchor.childNodes);
   for (const anchor of block.querySelectorAll("a")) {
     anchor.target = "_blank";
     anchor.rel = "noopener noreferrer nofollow";
@@ -94,9 +99,6 @@ function finish(block) {
     frame.tabIndex = 0; // a wide table scrolls by keyboard too
     table.replaceWith(frame);
     frame.append(table);
-  }
-  for (const node of block.querySelectorAll("[class]")) {
-    if (node.tagName !== "CODE" || !/^language-\S+$/.test(node.className)) node.removeAttribute("class");
   }
   for (const code of block.querySelectorAll("pre > code")) frameCode(code);
 }

@@ -9,17 +9,26 @@ import { recall } from "./store.js";
 const elements = new WeakMap(); // message -> its article
 
 /** Shows a whole conversation. `actions`: regenerate(index), edit(index, text), useKey(index, key). */
-export function showMessages(conversation, actions) {
-  const { messages } = conversation;
-  $("messages").replaceChildren(
-    ...messages.map((message, index) => {
-      const article = message.role === "user"
-        ? question(message, messages[index + 1], index, actions)
-        : reply(message, index, actions);
-      elements.set(message, article);
-      return article;
-    }),
-  );
+export function showMessages({ messages }, actions) {
+  $("messages").replaceChildren(...messages.map((_, index) => articleOf(messages, index, actions)));
+}
+
+/** Shows an answer that has ended, and its question; not what is being edited. */
+export function showEnded({ messages }, message, actions) {
+  const end = messages.indexOf(message);
+  for (const index of [end - 1, end]) {
+    const old = elements.get(messages[index]);
+    if (old?.isConnected && !old.classList.contains("editing")) old.replaceWith(articleOf(messages, index, actions));
+  }
+}
+
+function articleOf(messages, index, actions) {
+  const message = messages[index];
+  const article = message.role === "user"
+    ? question(message, messages[index + 1], index, actions)
+    : reply(message, index, actions);
+  elements.set(message, article);
+  return article;
 }
 
 /** Shows what an answer has become, without touching what did not change. */
@@ -57,7 +66,7 @@ function reply(message, index, actions) {
   const tools = h("div", { class: "tools" });
   if (done && message.content) tools.append(copyButton(() => message.content));
   if (done && !message.error) tools.append(iconButton("again", "regenerate", () => actions.regenerate(index), "regenerate"));
-  article.append(h("div", { class: "foot" }, tools, h("span", { class: "meta" }, ...meta(message))));
+  article.append(h("div", { class: "foot" }, h("span", { class: "meta" }, ...meta(message)), tools));
   return article;
 }
 
@@ -72,7 +81,7 @@ function noteOn(message) {
 /** The model, the tokens that it wrote, and how fast. */
 function meta(message) {
   const { tokens, seconds, finish } = message;
-  const parts = finish ? [message.model] : [];
+  const parts = finish && message.content ? [message.model] : [];
   const count = tokens?.completion ?? message.pieces;
   if (count) parts.push(t(tokens ? "tokens" : "tokensAbout", { count: number(count) }));
   const rate = rateOf(message);
@@ -90,7 +99,7 @@ function errorCard(message, index, actions) {
   const card = h("div", { class: "error", role: "alert" }, h("p", {}, text));
   if (detail) card.append(h("details", {}, h("summary", {}, t("technical")), h("p", { class: "detail" }, detail)));
   const actionsRow = h("div", { class: "row" });
-  if (kind === "Unauthorized" || kind === "Forbidden") {
+  if (kind === "Unauthorized") {
     const field = h("input", {
       type: "password", class: "key-field", autocomplete: "off", placeholder: t("apiKey"), value: recall("key") ?? "",
       "aria-label": t("apiKey"),

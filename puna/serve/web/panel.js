@@ -8,7 +8,7 @@ import { recall, remember } from "./store.js";
 // Ranges are those of the API; an empty field leaves the choice to the server.
 const NUMBERS = [
   { name: "temperature", min: 0, max: 2, step: 0.05, slider: true, typical: 1 },
-  { name: "top_p", min: 0, max: 1, step: 0.01, slider: true, typical: 1 },
+  { name: "top_p", min: 0.01, max: 1, step: 0.01, slider: true, typical: 1 },
   { name: "top_k", min: 0, max: 1_000_000, step: 1 },
   { name: "max_tokens", min: 1, max: 1_000_000, step: 1 },
   { name: "seed", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1 },

@@ -2,6 +2,8 @@
 // field by field, and everything else in it is dropped.
 
 import { DEFAULTS, randomId } from "./chat.js";
+import { toast } from "./dom.js";
+import { number, t } from "./i18n.js";
 
 const FORMAT = "puna-conversations";
 const VERSION = 1;
@@ -9,8 +11,8 @@ const MAX_MEGABYTES = 50;
 const MAX_TEXT = 2_000_000;
 const FINISHES = ["stop", "length", "stopped", "error", "tool_calls", "content_filter"];
 
-/** A sentence (its key and values) that says why a file was refused. */
-export class ImportError extends Error {
+/** Why a file was refused: the key of a sentence, and its values. */
+class ImportError extends Error {
   constructor(key, values = {}) {
     super(key);
     this.key = key;
@@ -18,11 +20,19 @@ export class ImportError extends Error {
   }
 }
 
-export function exportText(conversations) {
-  return JSON.stringify({ format: FORMAT, version: VERSION, exported: new Date().toISOString(), conversations }, null, 1);
+/** Saves these conversations to a file. */
+export function exportAll(conversations) {
+  if (!conversations.length) {
+    toast(t("nothingToExport"));
+    return;
+  }
+  const exported = new Date().toISOString();
+  const text = JSON.stringify({ format: FORMAT, version: VERSION, exported, conversations }, null, 1);
+  download(text, `puna-${exported.slice(0, 10)}.json`);
+  toast(t("exported", { count: number(conversations.length) }));
 }
 
-export function download(text, name) {
+function download(text, name) {
   const anchor = document.createElement("a");
   const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   anchor.href = url;
@@ -31,8 +41,28 @@ export function download(text, name) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+/** The conversations of a file that are not here in the same state; says how many, or what is wrong with it. */
+export async function importFrom(file, here) {
+  let read;
+  try {
+    read = await readExport(file);
+  } catch (error) {
+    if (!(error instanceof ImportError)) throw error;
+    toast(t("importFailed", { reason: t(error.key, error.values) }));
+    return [];
+  }
+  const known = new Map(here.map((conversation) => [conversation.id, conversation.updated]));
+  const added = read.filter(({ id, updated }) => !(known.get(id) >= updated));
+  for (const conversation of added) {
+    if (known.has(conversation.id)) conversation.id = randomId();
+  }
+  const skipped = read.length - added.length;
+  toast(t(skipped ? "importedSome" : "imported", { count: number(added.length), skipped: number(skipped) }));
+  return added;
+}
+
 /** The conversations of an exported file; throws an ImportError. */
-export async function readExport(file) {
+async function readExport(file) {
   if (file.size > MAX_MEGABYTES * 1e6) throw new ImportError("importTooLarge", { size: MAX_MEGABYTES });
   let document;
   try {

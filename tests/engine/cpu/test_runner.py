@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,35 @@ def test_chunks_batches_and_threads_change_no_bit(dtype: str, level: str, stored
     assert np.array_equal(
         runner.step(mixed).logits, np.stack([alone[3], alone[49], whole[16], whole[49]])
     )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "q4_k"])
+def test_states_beside_tokens_and_alone(dtype: str, level: str, stored: Any) -> None:
+    """The rows after the last norm: the network's, in any order, whatever else is in the step."""
+    checkpoint, table = stored(dtype), [2, 0, 5, 3]
+    plain = rows(tokens_of(97), 0, LENGTH, table)
+    some = np.array([49, 3, 3, 0, 17], np.int32)
+    mixed = replace(plain, draws=tuple([None, greedy(97)] * (LENGTH // 2)), hidden=some)
+    expected = NativeRunner(checkpoint, num_pages=6, num_threads=1).step(plain)
+    assert expected.hidden.shape == (0, 256)
+    all_rows = replace(plain, outputs=some[:0], hidden=plain.outputs)
+    for num_threads in (1, 2, 3):
+        runner = NativeRunner(checkpoint, num_pages=6, num_threads=num_threads)
+        alone, both = runner.step(all_rows), runner.step(mixed)
+        assert alone.logits.shape == (0, 97) and len(alone.tokens) == 0
+        assert np.array_equal(both.hidden, alone.hidden[some])
+        assert np.array_equal(both.logits, expected.logits[::2])
+        assert both.tokens[1::2].tolist() == expected.logits[1::2].argmax(1).tolist()
+        cuts = ([0, 1, 9, 30, LENGTH], [0, 17, LENGTH])[num_threads % 2]
+        parts = [
+            runner.step(replace(rows(tokens_of(97), a, b, table), hidden=plain.outputs[: b - a]))
+            for a, b in pairwise(cuts)
+        ]
+        assert np.array_equal(np.concatenate([part.hidden for part in parts]), alone.hidden)
+    other = reference(checkpoint, eight_bit=dtype != "f32").step(all_rows)
+    assert distances(alone.hidden, other.hidden).max() < (1e-5 if dtype == "f32" else 3e-2)
+    torch_mixed = reference(checkpoint, eight_bit=False).step(mixed)
+    assert torch_mixed.hidden.shape == (5, 256) and len(torch_mixed.logits) == LENGTH // 2
 
 
 def test_pages_are_copied_before_the_step(stored: Any) -> None:

@@ -87,6 +87,25 @@ def test_steps_equal_the_networks(changes: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_states_equal_the_networks(graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside tokens and alone; of steps of one row each too, whose graphs give only logits."""
+
+    def captured(self: GPURunner, shape: Shape) -> Any:
+        raise AssertionError("a graph was asked for")
+
+    monkeypatch.setattr(GPURunner, "_captured", captured)
+    runner, expected = runners(network(), compiled=False, graphs=graphs)
+    for step in STEPS:
+        every = np.arange(len(step.tokens), dtype=np.int32)
+        for hidden, outputs in ((every[::-1].copy(), step.outputs), (every[-1:], every[:0])):
+            both = replace(step, hidden=hidden, outputs=outputs)
+            found, other = runner.step(both), expected.step(both)
+            assert found.hidden.shape == (len(hidden), 64)
+            np.testing.assert_allclose(found.hidden, other.hidden, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found.logits, other.logits, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("scheme", "group"), [("int8", -1), ("int4", 32)])
 def test_quantized_layers_stay_packed(scheme: str, group: int) -> None:
     model = network()
