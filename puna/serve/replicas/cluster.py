@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from puna.serve.replicas.remote import RemoteLLM
 
 # Ray reads these when it is imported, and hands them to its processes.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # no Ray by itself, after ours was stopped
+}
 _OWN = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: be found at 127.0.0.1 alone
     "RAY_AUTH_MODE": "token",  # and refuse who has none

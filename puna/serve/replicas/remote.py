@@ -82,12 +82,19 @@ class RemoteLLM:
 
     async def statistics(self) -> Statistics:
         """How all replicas stand together; of those that died, what they had done."""
-        answers = await self._handle.broadcast("report").results_async(
-            timeout_s=REPORT_SECONDS, return_exceptions=True
-        )
-        reports = [answer for answer in answers if isinstance(answer, Report)]
+        reports = await self.reports()
         self._reports |= {report.process: report.statistics for report in reports}
         return total([r.statistics for r in reports], self._reports.values())
+
+    async def reports(self) -> list[Report]:
+        """How each replica stands, of those that answer."""
+        try:
+            answers = await self._handle.broadcast("report").results_async(
+                timeout_s=REPORT_SECONDS, return_exceptions=True
+            )
+        except (RayServeException, TimeoutError):  # none lives, or none answers
+            return []
+        return [answer for answer in answers if isinstance(answer, Report)]
 
     async def close(self) -> None:
         """Takes no more requests; the replicas end with what they run on."""
