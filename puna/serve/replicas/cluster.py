@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,7 +88,10 @@ def replicas(
 @contextmanager
 def _own_ray() -> Iterator[int]:
     """Ray on this machine; the number of processors."""
-    os.environ.update(_OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    if "ray" not in sys.modules:
+        os.environ.update(_OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    elif not os.environ.items() >= _OWN.items():
+        raise ValueError("Ray was imported before: it would let in whoever finds it")
     import ray
 
     cpus = physical_cores()
