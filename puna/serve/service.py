@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from puna import __version__
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
@@ -21,6 +22,9 @@ from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
 
 T = TypeVar("T")
+
+# What answers: a seed gives the same again from the same build. OpenAI's field; any text will do.
+FINGERPRINT = f"b{__version__}"
 
 LONG_TEXT = 1 << 14  # characters that take longer to encode than the other requests should wait
 
