@@ -137,7 +137,7 @@ def test_the_harness_finds_the_same_through_http(
     file = convert(source, tmp_path / f"{name}.gguf")
     tasks = tmp_path / "tasks"
     write_tasks(tasks, shared / "eval")
-    # Of a long question `hf` keeps the last max_length + 1 tokens, `local-completions` one less than
+    # Of a long question `hf` keeps max_length + 1 tokens, `local-completions` one less than
     # max_length, for the token that it has generated.
     arguments = {"pretrained": folder, "dtype": "float32", "max_length": CONTEXT - 2}
     expected = lm_eval("hf", arguments, tasks, tmp_path / "transformers")
