@@ -40,12 +40,13 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues a text or token ids, or several at once."""
     service = service_of(request)
     _check(body)
+    served = service.models.find(body.model)
+    await service.vet(served, {"regex": body.regex, "grammar": body.grammar})
     params = body.sampling(
         max_tokens=_max_tokens(body, service.limits),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    served = service.models.find(body.model)
     task = await task_of(service, request, served, prompts_of(body.prompt), params)
     if body.stream:
         return EventStream(_events(task, body))
