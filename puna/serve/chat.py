@@ -19,7 +19,7 @@ from puna.serve.logprobs import chat_logprobs
 from puna.serve.requests import ChatRequest
 from puna.serve.response_format import response_schema
 from puna.serve.responses import ChatEvent, ChatResponse, answers
-from puna.serve.service import Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import FINGERPRINT, Task, new_id, now, service_of, task_of, usage
 from puna.serve.tool_messages import dialog_of
 from puna.serve.tool_stream import Answer, ArgumentsDelta, CallStart, TextDelta
 from puna.serve.tools import Tools, read_tools
@@ -129,7 +129,11 @@ class _Streamed:
     def begin(self) -> Event:
         """The piece that all others follow."""
         content = "" if self._tools.choice == "none" else None
-        return self._piece({"role": "assistant", "content": content})
+        # As OpenAI's: empty, not null, so that clients may go through all of them.
+        logprobs: Event | None = None
+        if self._logprobs is not None:
+            logprobs = {"content": [], "refusal": None}
+        return self._piece({"role": "assistant", "content": content}, logprobs=logprobs)
 
     def push(self, delta: Delta) -> list[Event]:
         """What a delta adds."""
@@ -181,4 +185,5 @@ def _head(task: Task, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": now(),
         "model": task.served.name,
+        "system_fingerprint": FINGERPRINT,
     }

@@ -19,7 +19,16 @@ from puna.serve.events import Event, EventStream, WholeAnswer
 from puna.serve.logprobs import CompletionLogprobs
 from puna.serve.requests import CompletionRequest
 from puna.serve.responses import CompletionResponse, answers
-from puna.serve.service import Limits, Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import (
+    FINGERPRINT,
+    Limits,
+    Task,
+    new_id,
+    now,
+    service_of,
+    task_of,
+    usage,
+)
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -160,4 +169,5 @@ def _head(task: Task) -> dict[str, Any]:
         "object": "text_completion",
         "created": now(),
         "model": task.served.name,
+        "system_fingerprint": FINGERPRINT,
     }

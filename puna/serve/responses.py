@@ -71,6 +71,7 @@ class CompletionResponse(Shape):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
@@ -136,6 +137,7 @@ class ChatResponse(Shape):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
 
@@ -180,6 +182,7 @@ class ChatEvent(Shape):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatDelta]
     usage: Usage | None = None
 
