@@ -13,8 +13,9 @@ import json
 import pickle
 import resource
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from subprocess import PIPE, Popen
 from typing import Any
 
 from puna.engine.params import SamplingParams
@@ -47,55 +48,63 @@ class Vetting:
         self._tokenizer = tokenizer
         self._lock = asyncio.Lock()
         self._known: dict[bytes, str | None] = {}
-        self._process: Process | None = None
+        self._process: Popen[bytes] | None = None
+        self._end: Callable[[], object] | None = None
 
     async def check(self, body: Mapping[str, Any]) -> None:
         """Raises ValueError for what is no schema or grammar, and what takes too much to read."""
         given = {name: body[name] for name in FIELDS if body.get(name) is not None}
         if not given:
             return
-        line = json.dumps(given).encode() + b"\n"
-        key = hashlib.sha256(line).digest()
-        async with self._lock:
-            if key not in self._known:
-                while len(self._known) >= MAX_KNOWN:
-                    del self._known[next(iter(self._known))]
-                self._known[key] = await self._ask(line)
-        problem = self._known.get(key)
+        # Goes on where the request is given up, for the process answers one after the other.
+        problem = await asyncio.shield(self._problem(json.dumps(given).encode() + b"\n"))
         if problem is not None:
             raise ValueError(problem)
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-        self._process = None
+        if self._end is not None:
+            self._end()
+        self._process = self._end = None
 
-    async def _ask(self, line: bytes) -> str | None:
+    async def _problem(self, line: bytes) -> str | None:
+        key = hashlib.sha256(line).digest()
+        async with self._lock:
+            if key not in self._known:
+                while len(self._known) >= MAX_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = await asyncio.to_thread(self._ask, line)
+            return self._known[key]
+
+    def _ask(self, line: bytes) -> str | None:
         """What is wrong with it."""
-        answer = b""
         try:
-            process = await self._started()
+            process = self._started()
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(line)
-            await process.stdin.drain()
-            answer = await process.stdout.readline()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died of this one, as where there is no answer
-        finally:
-            if not answer:
-                self.close()
-        found: str | None = json.loads(answer) if answer else TOO_MUCH
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer:  # it died of this one
+            self.close()
+            return TOO_MUCH
+        found: str | None = json.loads(answer)
         return found
 
-    async def _started(self) -> Process:
+    def _started(self) -> Popen[bytes]:
         if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, start_new_session=True
-            )
-            assert self._process.stdin is not None
-            self._process.stdin.write(pickle.dumps(self._tokenizer.vocabulary))
+            command = [sys.executable, "-m", "puna.serve.vetting"]
+            process = Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True)
+            self._process, self._end = process, weakref.finalize(self, _end, process)
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps(self._tokenizer.vocabulary))
         return self._process
+
+
+def _end(process: Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
 
 
 def _limit() -> None:
@@ -105,7 +114,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _problem(structures: Structures, line: bytes) -> str | None:
+def _problem_of(structures: Structures, line: bytes) -> str | None:
     try:
         structures.start(SamplingParams(**constraint_of(json.loads(line))))
     except RecursionError:
@@ -122,7 +131,7 @@ def main() -> None:
     structures = Structures(Tokenizer(pickle.load(sys.stdin.buffer)))
     for line in sys.stdin.buffer:
         _limit()
-        print(json.dumps(_problem(structures, line)), flush=True)
+        print(json.dumps(_problem_of(structures, line)), flush=True)
 
 
 if __name__ == "__main__":
