@@ -17,8 +17,8 @@ from puna.engine.statistics import Statistics
 
 T = TypeVar("T")
 
-# Ours: what comes within this time of what was sent before goes together. Nobody sees it, and
-# many streams of a fast model cost half of what each token on its own does.
+# Ours: what comes within this time of what was sent before goes together. Nobody sees it, and one
+# stream of the shipped model is twice as fast as with each token on its own.
 TOGETHER_SECONDS = 0.01
 
 
