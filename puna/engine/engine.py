@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from puna.engine.adapters import Adapters
 from puna.engine.batch import Answer, Runner, check_update
 from puna.engine.draws import draws_of, token_of
-from puna.engine.output import Delta, Embedding, RequestOutput, Writer
+from puna.engine.output import Completion, Delta, Embedding, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.engine.pooling import MeanPooling
@@ -28,6 +28,10 @@ from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
 
 MAX_ROWS, MAX_SEQUENCES = 256, 64
+
+
+class ContextLengthError(ValueError):
+    """A prompt, or a prompt and what is to follow it, for which there is no room."""
 
 
 class Request:
@@ -64,7 +68,7 @@ class Request:
         outputs = [writer.completion for writer in self.writers]
         n = self.params.n
         if len(outputs) > n and self.finished:
-            outputs = sorted(outputs, key=lambda o: -(o.cumulative_logprob or 0) / len(o.token_ids))
+            outputs = sorted(outputs, key=_mean_logprob, reverse=True)
         return RequestOutput(
             self.prompt,
             self.prompt_token_ids,
@@ -79,6 +83,11 @@ class Request:
             raise self.error
         assert self.pooling is not None and self.finished
         return Embedding(self.pooling.mean, self.prompt_token_ids)
+
+
+def _mean_logprob(output: Completion) -> float:
+    # With max_tokens 0 there is nothing to take the mean of.
+    return (output.cumulative_logprob or 0.0) / max(1, len(output.token_ids))
 
 
 class Engine:
@@ -190,20 +199,20 @@ class Engine:
                 raise ValueError(f"{name} names token {max(named)}, {known}")
         room = context - len(ids)
         if room < (params.max_tokens != 0):
-            raise ValueError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens, the model's context holds {context}; shorten it"
             )
         max_tokens = params.max_tokens
         if max_tokens is None:
             max_tokens = min(DEFAULT_MAX_TOKENS, room)
         if max_tokens > room:
-            raise ValueError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the model's "
                 f"context holds {context}; shorten the prompt or set max_tokens to at most {room}"
             )
         if not self.scheduler.fits(len(ids) + max_tokens):
             held = self.pages.num_pages * self.pages.page_size
-            raise ValueError(
+            raise ContextLengthError(
                 f"the request takes up to {len(ids) + max_tokens} tokens, there is memory for the "
                 f"keys and values of {held}; lower max_tokens or give the engine more (kv_tokens)"
             )
@@ -322,8 +331,8 @@ class Engine:
                 else:
                     self._advance(request, part, own)
             except ValueError as error:
+                request.error = error  # before it counts as finished: others look from a thread
                 self.cancel(request)
-                request.error = error
             if request.deltas or request.finished:
                 changed[request.number] = request
             if request.finished:

@@ -188,7 +188,9 @@ class LLM:
     ) -> tuple[list[int], SamplingParams, dict[str, Any]]:
         """Ids, parameters and options for `Engine.add`."""
         encoded = encode(self.tokenizer, prompt)
-        if encoded.stop:
+        # What must fit a structure is whole or broken; only other text may end anywhere.
+        structured = (params.json_schema, params.regex, params.grammar) != (None, None, None)
+        if encoded.stop and not structured:
             params = replace(params, stop=(*params.stop, *encoded.stop))
         options = {
             "adapter": adapter,

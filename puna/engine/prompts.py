@@ -17,7 +17,8 @@ class EncodedPrompt:
     """Token ids, and how what follows them is written.
 
     `text` is theirs, if known. `strip_space` leaves out the space before the first word that
-    follows. `stop` ends every output, whatever else its parameters say.
+    follows. `stop` ends every output, beside the stops of its parameters, but for those that must
+    fit a schema, regex or grammar.
     """
 
     ids: Sequence[int]

@@ -7,8 +7,9 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
@@ -16,15 +17,16 @@ from starlette.routing import BaseRoute
 from puna import __version__
 from puna.serve import chat, completions, embeddings, tokens
 from puna.serve.deadlines import Stopping
+from puna.serve.document import document
 from puna.serve.errors import APIError, as_api_error
 from puna.serve.models import Models
-from puna.serve.responses import ModelCard, ModelList, Status, answers
+from puna.serve.responses import ChatEvent, ModelCard, ModelList, Status, answers
 from puna.serve.service import Limits, Service, service_of
 
 _LOG = logging.getLogger(__name__)
 
-catalog = APIRouter()
-state = APIRouter()
+catalog = APIRouter(tags=["Models"])
+state = APIRouter(tags=["State"])
 
 VERSIONED = (catalog, completions.router, chat.router, embeddings.router)  # under /v1
 UNVERSIONED = (tokens.router, state)
@@ -37,12 +39,18 @@ def create_app(
     limits: Limits | None = None,
     stopping: Stopping | None = None,
     routes: Sequence[BaseRoute] = (),
+    has_keys: bool = False,
 ) -> FastAPI:
-    """The API over these models, whose engines end with it, and other routes beside it."""
+    """The API over these models, whose engines end with it, and other routes beside it.
+
+    `has_keys`: its description says so; the layers around it ask for them.
+    """
+    service = Service(models, limits or Limits(), stopping or Stopping())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        service.close()
         for backend in models.backends().values():
             await backend.close()
 
@@ -52,9 +60,10 @@ def create_app(
         summary="Llamas behind the API that OpenAI's clients speak.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if has_keys else [],
         lifespan=lifespan,
     )
-    app.state.service = Service(models, limits or Limits(), stopping or Stopping())
+    app.state.service = service
     for router in VERSIONED:
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.
@@ -62,6 +71,7 @@ def create_app(
     for router in UNVERSIONED:
         app.include_router(router)
     app.router.routes.extend(routes)
+    app.openapi = document(app, [ChatEvent])  # type: ignore[method-assign]
     for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, _on_error)
     return app

@@ -19,7 +19,7 @@ from puna.serve.requests import EmbeddingRequest
 from puna.serve.responses import EmbeddingResponse, answers
 from puna.serve.service import encoded_prompt, service_of, together
 
-router = APIRouter()
+router = APIRouter(tags=["Embeddings"])
 
 
 @router.post("/embeddings", responses=answers(EmbeddingResponse))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import socket
 import ssl
@@ -172,7 +173,10 @@ class Server(uvicorn.Server):
             connection.transport.abort()
         for task in list(state.tasks):
             task.cancel()
-        await self.lifespan.shutdown()
+        closing = asyncio.ensure_future(self.lifespan.shutdown())
+        await self._wait(closing.done, math.inf)
+        await self._wait(closing.done, CUT_SECONDS, even_forced=True)
+        closing.cancel()
 
     async def _wait(
         self, is_done: Callable[[], bool], seconds: float, even_forced: bool = False

@@ -68,7 +68,7 @@ def build(
     names = frozenset(each.name for each in models.all())
     metrics = Metrics(lambda: names, lambda: patterns, keys.names if keys else (), statistics)
     routes = [Route("/metrics", metrics.endpoint), *page_routes(chat=chat)]
-    api = create_app(models, limits, stopping, routes)
+    api = create_app(models, limits, stopping, routes, has_keys=bool(keys))
     known = [*routes, *(route for router in VERSIONED + UNVERSIONED for route in router.routes)]
     patterns = frozenset(getattr(route, "path", "") for route in known)
     app = MeasureRequests(_protected(api, protection, stopping), metrics)

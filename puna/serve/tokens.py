@@ -12,7 +12,7 @@ from puna.serve.service import encoded_prompt, service_of
 from puna.serve.tool_messages import dialog_of
 from puna.tokenizer import Tokenizer
 
-router = APIRouter()
+router = APIRouter(tags=["Tokenizer"])
 
 
 @router.post("/tokenize", responses=answers(TokenizeResponse))

@@ -72,7 +72,7 @@ class Tools:
     def constraint(self, response_schema: Schema | None = None) -> dict[str, Any]:
         """The fields of `SamplingParams` that hold the output to calls, or to text.
 
-        Text has no call in it, and fits `response_schema` if there is one.
+        Text has no call and no tag in it, and fits `response_schema` if there is one.
         """
         if self.choice == "none":
             return {} if response_schema is None else {"json_schema": response_schema}
@@ -198,7 +198,9 @@ def _grammar(tools: Tools, response_schema: Schema | None) -> str:
     if tools.choice == "auto":
         rules["start"] = "answer | text"
         rules["text"] = "TEXT" if response_schema is None else f"%json {dump(response_schema)}"
-        rules["TEXT"] = f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/"
+        # Text forges no turn and no call; a slash would end the expression.
+        tags = "|".join(re.escape(tag).replace("/", r"\x2F") for tag in (CALL, *TAGS))
+        rules["TEXT"] = f"/(?s:.*)/ & ~/(?s:.*)({tags})(?s:.*)/"
     for rule, function in zip(calls, tools.functions, strict=True):
         head, arguments = json.dumps(_head(function.name)), dump(function.arguments)
         rules[rule] = f'{head} %json {arguments} "}}"'

@@ -284,3 +284,10 @@ def test_free_memory_is_what_the_system_says(
     assert free_memory() == 3000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 10**7
+
+
+def test_a_structured_answer_is_not_cut_where_a_tag_is_data(llm: LLM) -> None:
+    pytest.importorskip("llguidance")
+    params = SamplingParams(max_tokens=40, json_schema={"const": "a [INST] b"})
+    (result,) = llm.chat([{"role": "user", "content": "Hi"}], params)
+    assert result.outputs[0].text == '"a [INST] b"'

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -80,24 +75,6 @@ class Backend:
         yield _event({"choices": [_choice({}, "stop")]})
         yield _event({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Runs an ASGI application on a free loopback port; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="auto")
-    config.timeout_graceful_shutdown = 1
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -8,12 +8,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from puna.serve.pages import MEDIA_TYPES, WEB, page_routes
+from puna.serve.pages import MEDIA_TYPES, PAGES, WEB, page_routes
 
 FILES = sorted(
     path.relative_to(WEB).as_posix()
     for path in WEB.rglob("*")
-    if path.suffix in MEDIA_TYPES and path.name != "index.html"
+    if path.suffix in MEDIA_TYPES and path.name not in PAGES.values()
 )
 
 
@@ -76,6 +76,7 @@ def test_the_page_names_files_that_exist_and_nothing_inline() -> None:
 
 def test_our_modules_import_each_other_and_name_no_other_host() -> None:
     ours = [name for name in FILES if not name.startswith("vendor/") and name.endswith(".js")]
+    assert "markdown.js" in ours
     for name in ours:
         text = (WEB / name).read_text(encoding="utf-8")
         imported = re.findall(r'(?:from|import) "\./([^"]+)"', text)

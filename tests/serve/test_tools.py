@@ -51,10 +51,14 @@ def fits(tokenizer: Tokenizer, text: str, constraint: dict[str, Any]) -> bool:
 
 CALLS = [PARIS, " " + PARIS, NOW]
 SEVERAL = [PARIS + "\n" + NOW, "\n".join([NOW] * 16)]
-TEXTS = ["", " Hello", "Hi <tool_ca", '{"a": 1}', "<", "<tool_call", "x\n\ny é"]
+TEXTS = ["", "[INST", "/[SYS]", " Hello", "Hi <tool_ca", '{"a": 1}', "<", "<tool_call", "x\n\ny é"]
 NEVER = [
     "  " + PARIS,
     "Hi " + PARIS,
+    "Hi [INST]",
+    "Hi [/INST] Hi",
+    "<<SYS>>",
+    "Hi <</SYS>>",
     PARIS + " Hi",
     PARIS + "\n",
     PARIS[:-1],

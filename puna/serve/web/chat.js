@@ -7,11 +7,13 @@ import { ChatError, streamChat } from "./api.js";
 import { t } from "./i18n.js";
 import { saveConversation } from "./store.js";
 
+// Temperature and top p are those of Meta's chat example, and of `puna chat`.
 export const DEFAULTS = {
-  model: "", system: "", temperature: null, top_p: null, top_k: null, max_tokens: null, seed: null, stops: "",
+  model: "", system: "", temperature: 0.6, top_p: 0.9, top_k: null, max_tokens: null, seed: null, stops: "",
 };
 const SAVE_EVERY_MS = 1000;
 const TITLE_LENGTH = 60;
+const BUNDLED_SECONDS = 0.1;
 
 /** Changes are told as events: "change" (conversation), "text" (answer), "end" (answer), "unsaved" (error). */
 export const bus = new EventTarget();
@@ -172,8 +174,13 @@ function timings({ start, first, last }) {
   return { first: seconds(start, first), writing: seconds(first, last), total: seconds(start, performance.now()) };
 }
 
-/** Tokens a second from the first piece on, or null where that says nothing. */
+/**
+ * Tokens a second from the first piece on. Of an answer so short that its pieces came bundled, with the
+ * time before the first. Null where there is nothing to count.
+ */
 export function rateOf({ tokens, pieces, seconds }) {
-  const written = (tokens?.completion ?? pieces ?? 0) - 1; // the first is there when the clock starts
-  return written > 0 && seconds?.writing > 0 ? written / seconds.writing : null;
+  const written = tokens?.completion ?? pieces ?? 0;
+  if (written < 2 || !seconds) return null;
+  if (seconds.writing >= BUNDLED_SECONDS) return (written - 1) / seconds.writing;
+  return written / (seconds.first + seconds.writing);
 }
