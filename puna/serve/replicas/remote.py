@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -71,14 +71,14 @@ class RemoteLLM:
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """What follows a prompt, as it comes. Leaving the loop early ends the request."""
         told = Told()
         tries = self._tries("stream", self._job(prompt, params, adapter), told.again)
         async with aclosing(tries) as parts:
             async for delta in parts:
-                if told.is_new(delta):
-                    yield delta
+                if rest := told.rest(delta):
+                    yield rest
 
     async def statistics(self) -> Statistics:
         """How all replicas stand together; of those that died, what they had done."""
