@@ -121,28 +121,52 @@ def test_what_is_remembered_is_bounded() -> None:
     assert affinity.choose("3", prefix_keys(PROMPT), ["b", "a"]) == "a"
 
 
-def delta(index: int, *tokens: int) -> Delta:
-    return Delta(index, "", tokens)
+def delta(text: str, index: int = 0, reason: str | None = None) -> Delta:
+    """A token for each two characters, with log-probabilities; the last may have one."""
+    tokens = tuple(ord(char) for char in text[::2])
+    logprobs = tuple(TokenLogprobs(token, -1.0, 1, ()) for token in tokens)
+    return Delta(index, text, tokens, logprobs, reason)
+
+
+def rests(told: Told, *deltas: Delta) -> list[Delta | None]:
+    told.again()
+    return [told.rest(each) for each in deltas]
 
 
 def test_what_was_told_is_not_told_again() -> None:
     told = Told()
-    told.again()
-    assert all(told.is_new(d) for d in [delta(0, 1), delta(1, 9), delta(0, 2)])
-    told.again()
-    second = [delta(0, 1), delta(0, 2), delta(0, 3), delta(1, 9), delta(1, 8)]
-    assert [told.is_new(d) for d in second] == [False, False, True, False, True]
-    told.again()
-    assert [told.is_new(d) for d in [*second, delta(0)]] == [False] * 5 + [True]
+    first = [delta("aabb"), delta("xx", 1), delta("cc")]
+    assert rests(told, *first) == first
+    # The same, but for where its parts begin and end.
+    assert rests(told, delta("aa"), delta("bbccdd"), delta("xxyy", 1)) == [
+        None, delta("dd"), delta("yy", 1),
+    ]  # fmt: skip
+    assert rests(told, delta("aabbccdd"), delta("ee")) == [None, delta("ee")]
 
 
-def test_another_answer_is_no_continuation() -> None:
+def test_an_output_ends_once() -> None:
     told = Told()
-    told.again()
-    assert told.is_new(delta(0, 1))
-    told.again()
+    first = [delta("aa"), Delta(0, "", (), (), "length"), delta("xx", 1)]
+    assert rests(told, *first) == first
+    assert rests(told, delta("aa", reason="length"), delta("xxyy", 1, "stop")) == [
+        None, delta("yy", 1, "stop"),
+    ]  # fmt: skip
+
+
+def test_text_that_was_held_back_comes_with_its_token() -> None:
+    told = Told()
+    held = Delta(0, "", (1, 2))
+    assert rests(told, held) == [held]
+    assert rests(told, Delta(0, "abc", (1, 2, 3))) == [Delta(0, "abc", (3,))]
+    assert rests(told, held, Delta(0, "abc", (3,)), Delta(0, "", ())) == [None] * 3
+
+
+@pytest.mark.parametrize("other", [Delta(0, "aa", (1,)), Delta(0, "ab", (97,))])
+def test_another_answer_is_no_continuation(other: Delta) -> None:
+    told = Told()
+    assert rests(told, delta("aa")) == [delta("aa")]
     with pytest.raises(EngineStoppedError, match="goes on differently"):
-        told.is_new(delta(0, 2))
+        rests(told, other)
 
 
 def test_statistics_of_the_dead_count_as_work_done() -> None:
@@ -165,7 +189,7 @@ def test_what_comes_together_goes_together() -> None:
     async def collect() -> list[tuple[int, ...]]:
         event = asyncio.Event()
         parts = []
-        async for part in gathered(ticks(5, event), 0.001):
+        async for part in gathered(ticks(5, event)):
             parts.append(part)
             event.set()
         return parts
@@ -180,7 +204,7 @@ def test_an_error_comes_after_what_was_before_it() -> None:
         raise ValueError("no")
 
     async def collect(parts: list[tuple[int, ...]]) -> None:
-        async for part in gathered(failing(), 0.001):
+        async for part in gathered(failing()):
             parts.append(part)
 
     parts: list[tuple[int, ...]] = []
@@ -201,7 +225,7 @@ def test_leaving_closes_the_stream() -> None:
             closed.append(True)
 
     async def leave() -> None:
-        stream = gathered(endless(), 0.001)
+        stream = gathered(endless())
         await anext(stream)
         await stream.aclose()
         assert closed

@@ -77,8 +77,8 @@ class RemoteLLM:
         tries = self._tries("stream", self._job(prompt, params, adapter), told.again)
         async with aclosing(tries) as parts:
             async for delta in parts:
-                if told.is_new(delta):
-                    yield delta
+                if rest := told.rest(delta):
+                    yield rest
 
     async def statistics(self) -> Statistics:
         """How all replicas stand together; of those that died, what they had done."""

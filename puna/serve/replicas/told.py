@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from puna.engine.async_llm import EngineStoppedError
 from puna.engine.output import Delta
@@ -12,28 +12,56 @@ from puna.engine.statistics import Statistics
 _CURRENT = ("num_running", "num_waiting", "num_pages", "num_pages_used")
 
 
+@dataclass(slots=True)
+class _Output:
+    """One output as it was passed on, and how far it has come again."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    ended: bool = False
+    again: tuple[int, int] = (0, 0)  # tokens, characters
+
+
 class Told:
-    """Which deltas of a request were passed on."""
+    """What of a request was passed on.
+
+    Where one answer puts a boundary between deltas, another one may have none; the text up to a
+    token is the same in both.
+    """
 
     def __init__(self) -> None:
-        self._tokens: dict[int, list[tuple[int, ...]]] = {}  # of each output's deltas
-        self._places: Counter[int] = Counter()
+        self._outputs: dict[int, _Output] = {}
 
     def again(self) -> None:
-        """From here on the same come once more, from the first."""
-        self._places.clear()
+        """From here on the same comes once more, from the beginning."""
+        for output in self._outputs.values():
+            output.again = 0, 0
 
-    def is_new(self, delta: Delta) -> bool:
-        """Whether it was not passed on before; EngineStoppedError where another one was."""
-        told = self._tokens.setdefault(delta.index, [])
-        place = self._places[delta.index]
-        self._places[delta.index] += 1
-        if place == len(told):
-            told.append(delta.token_ids)
-            return True
-        if told[place] != delta.token_ids:
+    def rest(self, delta: Delta) -> Delta | None:
+        """What of a delta was not passed on before, None for nothing.
+
+        Raises EngineStoppedError where something else was.
+        """
+        output = self._outputs.setdefault(delta.index, _Output())
+        tokens, chars = output.again
+        output.again = tokens + len(delta.token_ids), chars + len(delta.text)
+        told_tokens = tuple(output.tokens[tokens : output.again[0]])
+        told_text = output.text[chars : output.again[1]]
+        known = len(told_tokens)
+        if delta.token_ids[:known] != told_tokens or not delta.text.startswith(told_text):
             raise EngineStoppedError("a replica died, and another one goes on differently")
-        return False
+        new = replace(
+            delta,
+            text=delta.text[len(told_text) :],
+            token_ids=delta.token_ids[known:],
+            logprobs=delta.logprobs[known:],
+        )
+        if output.ended or not (new.token_ids or new.text or new.finish_reason):
+            return None
+        output.tokens += new.token_ids
+        output.text += new.text
+        output.ended = new.finish_reason is not None
+        return new
 
 
 def total(living: Iterable[Statistics], ever: Iterable[Statistics]) -> Statistics:

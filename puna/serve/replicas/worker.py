@@ -17,10 +17,6 @@ from puna.engine.statistics import Statistics
 
 T = TypeVar("T")
 
-# Ours: what comes within this time of what was sent before goes together. Nobody sees it, and
-# many streams of a fast model cost half of what each token on its own does.
-TOGETHER_SECONDS = 0.01
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -58,7 +54,7 @@ class Worker:
         """What follows a prompt, as it comes."""
         yield ()
         stream = self._llm.stream(job.prompt, job.params, adapter=job.adapter)
-        async with aclosing(gathered(stream, TOGETHER_SECONDS)) as parts:
+        async with aclosing(gathered(stream)) as parts:
             async for deltas in parts:
                 yield deltas
 
@@ -77,8 +73,8 @@ class Worker:
         return Report(os.getpid(), await self._llm.statistics(), self._llm.room(0))
 
 
-async def gathered(stream: AsyncIterator[T], seconds: float) -> AsyncGenerator[tuple[T, ...], None]:
-    """The items of a stream: the first at once, and then, each so many seconds, all that came."""
+async def gathered(stream: AsyncIterator[T]) -> AsyncGenerator[tuple[T, ...], None]:
+    """The items of a stream, those together that come together."""
     held: list[T] = []
     news = asyncio.Event()
 
@@ -102,7 +98,6 @@ async def gathered(stream: AsyncIterator[T], seconds: float) -> AsyncGenerator[t
             if task.done() and not held:
                 task.result()
                 return
-            await asyncio.wait({task}, timeout=seconds)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
