@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from puna.engine.adapters import Adapters
 from puna.engine.batch import Answer, Runner, check_update
 from puna.engine.draws import draws_of, token_of
-from puna.engine.output import Delta, Embedding, RequestOutput, Writer
+from puna.engine.output import Completion, Delta, Embedding, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
 from puna.engine.pooling import MeanPooling
@@ -68,7 +68,7 @@ class Request:
         outputs = [writer.completion for writer in self.writers]
         n = self.params.n
         if len(outputs) > n and self.finished:
-            outputs = sorted(outputs, key=lambda o: -(o.cumulative_logprob or 0) / len(o.token_ids))
+            outputs = sorted(outputs, key=_mean_logprob, reverse=True)
         return RequestOutput(
             self.prompt,
             self.prompt_token_ids,
@@ -83,6 +83,11 @@ class Request:
             raise self.error
         assert self.pooling is not None and self.finished
         return Embedding(self.pooling.mean, self.prompt_token_ids)
+
+
+def _mean_logprob(output: Completion) -> float:
+    # With max_tokens 0 there is nothing to take the mean of.
+    return (output.cumulative_logprob or 0.0) / max(1, len(output.token_ids))
 
 
 class Engine:

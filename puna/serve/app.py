@@ -17,9 +17,10 @@ from starlette.routing import BaseRoute
 from puna import __version__
 from puna.serve import chat, completions, embeddings, tokens
 from puna.serve.deadlines import Stopping
+from puna.serve.document import document
 from puna.serve.errors import APIError, as_api_error
 from puna.serve.models import Models
-from puna.serve.responses import ModelCard, ModelList, Status, answers
+from puna.serve.responses import ChatEvent, ModelCard, ModelList, Status, answers
 from puna.serve.service import Limits, Service, service_of
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def create_app(
     for router in UNVERSIONED:
         app.include_router(router)
     app.router.routes.extend(routes)
+    app.openapi = document(app, [ChatEvent])  # type: ignore[method-assign]
     for kind in (APIError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, _on_error)
     return app

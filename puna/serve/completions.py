@@ -19,20 +19,20 @@ from puna.serve.events import Event, EventStream, WholeAnswer
 from puna.serve.logprobs import CompletionLogprobs
 from puna.serve.requests import CompletionRequest
 from puna.serve.responses import CompletionResponse, answers
-from puna.serve.service import FINGERPRINT, Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import FINGERPRINT, Limits, Task, new_id, now, service_of, task_of, usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 router = APIRouter(tags=["Answers"])
 
 
-@router.post("/completions", responses=answers(CompletionResponse))
+@router.post("/completions", responses=answers(CompletionResponse, CompletionResponse))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues a text or token ids, or several at once."""
     service = service_of(request)
     _check(body)
     params = body.sampling(
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=_max_tokens(body, service.limits),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
@@ -52,6 +52,13 @@ def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[Pro
     if isinstance(given[0], int):
         return [given]
     return list(given)
+
+
+def _max_tokens(body: CompletionRequest, limits: Limits) -> int:
+    if body.max_tokens is not None:
+        return body.max_tokens
+    most = limits.max_new_tokens
+    return DEFAULT_MAX_TOKENS if most is None else min(DEFAULT_MAX_TOKENS, most)
 
 
 def _check(body: CompletionRequest) -> None:

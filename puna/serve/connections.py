@@ -28,11 +28,6 @@ class TimedProtocol(H11Protocol):
         super().data_received(data)
         self._watch_headers()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # refused before its body came
-            self._watch_headers()
-
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._reading_due is None:

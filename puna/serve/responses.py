@@ -274,11 +274,39 @@ class Status(Shape):
     status: str
 
 
+_ERRORS = {
+    400: "what was asked for cannot be",
+    401: "no valid key",
+    403: "asked from elsewhere",
+    404: "no such model",
+    408: "the body came too slowly",
+    413: "too large",
+    429: "too many requests",
+    503: "cannot run",
+    504: "too slow",
+}
+
+
 def answers(shape: type[Shape], event: type[Shape] | None = None) -> dict[int | str, Any]:
-    """What a call can give, for `responses=`; a stream's events are of `event`, or also `shape`."""
-    errors = {400: "what was asked for cannot be", 404: "no such model", 413: "too large"}
-    errors |= {401: "no valid key", 429: "too many requests", 503: "cannot run", 504: "too slow"}
-    described: dict[int | str, Any] = {
-        code: {"model": ErrorResponse, "description": text} for code, text in errors.items()
+    """What a call can give, for `responses=`: `shape`, a stream of `event`, or an error."""
+    good: dict[str, Any] = {"model": shape, "description": shape.__doc__}
+    if event is not None:
+        good["content"] = {"text/event-stream": {"schema": _event(event)}}
+    errors = {code: {"model": ErrorResponse, "description": text} for code, text in _ERRORS.items()}
+    return {200: good, **errors}
+
+
+def _event(shape: type[Shape]) -> dict[str, Any]:
+    json_data = [
+        {
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": f"#/components/schemas/{each.__name__}"},
+        }
+        for each in (shape, ErrorResponse)
+    ]
+    return {
+        "type": "object",
+        "description": "With `stream`, server-sent events; the last one's data is [DONE].",
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, *json_data]}},
+        "required": ["data"],
     }
-    return {200: {"model": shape, "description": (event or shape).__doc__}, **described}

@@ -9,8 +9,9 @@ import pytest
 from openai import OpenAI
 
 from puna import LLM
-from puna.serve.app import create_app
+from puna.serve.deadlines import Stopping
 from puna.serve.models import Models, Served
+from puna.serve.stack import build
 from tests.serve.conformity import Conforming
 from tests.serve.servers import Running, engine, in_thread, puna_serve
 
@@ -18,7 +19,7 @@ from tests.serve.servers import Running, engine, in_thread, puna_serve
 @pytest.fixture(scope="session")
 def conforming_server() -> Iterator[tuple[Running, list[str]]]:
     with engine("cria") as llm:
-        app = Conforming(create_app(Models([Served("cria", llm)])))
+        app = Conforming(build(Models([Served("cria", llm)]), Stopping()))
         with in_thread(app, llm) as running:
             yield running, app.problems
 

@@ -21,6 +21,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from puna import AsyncLLM
 from puna.engine.statistics import Statistics
+from puna.serve.connections import timed_protocol
 
 PATIENCE = 60.0  # seconds until what must come is given up
 
@@ -70,7 +71,8 @@ def in_thread(app: Any, llm: AsyncLLM | None = None) -> Iterator[Running]:
     """Runs an app in a thread, at a free port of the loopback address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    http = timed_protocol(10.0, 60.0)  # as `puna serve` has it
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
     thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
     thread.start()
     try:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from puna.serve.app import create_app
+from puna.serve.deadlines import Stopping
 from puna.serve.models import Models, Served
+from puna.serve.stack import build
 from tests.serve.servers import PATIENCE, Running, engine, in_thread, until
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
@@ -56,7 +57,7 @@ def running() -> Iterator[tuple[Running, Steps]]:
     with engine("cria", max_sequences=4) as llm:
         steps = Steps(llm.llm.engine.step)
         llm.llm.engine.step = steps  # type: ignore[method-assign]
-        with in_thread(create_app(Models([Served("cria", llm)])), llm) as server:
+        with in_thread(build(Models([Served("cria", llm)]), Stopping()), llm) as server:
             yield server, steps
 
 

@@ -209,8 +209,21 @@ def test_a_body_that_nobody_reads_is_cut() -> None:
         await send({"type": "http.response.start", "status": 401, "headers": []})
         return await send({"type": "http.response.body", "body": b""})
 
-    with serving(refuse, RunOptions(header_timeout=0.5)) as port:
-        assert exchange(port, HEAD + b"Content-Length: 900\r\n\r\nf").startswith(b"HTTP/1.1 401")
+    with (
+        serving(refuse, RunOptions(header_timeout=0.5, keep_alive=3600)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as raw,
+    ):
+        raw.sendall(HEAD + b"Content-Length: 900\r\n\r\n")
+        assert raw.recv(65536).startswith(b"HTTP/1.1 401")
+        raw.sendall(b"x")
+        while raw.recv(65536):
+            pass
+
+
+def test_the_clock_of_headers_does_not_cut_answers() -> None:
+    app = make_app(steps=10, pause=0.05)
+    with serving(app, RunOptions(header_timeout=0.2)) as port:
+        assert httpx.post(f"http://127.0.0.1:{port}/slow", content=b"four").text == "slow"
 
 
 def test_large_headers_are_refused(port: int) -> None:

@@ -146,7 +146,7 @@ def test_engines_are_asked_when_scraped() -> None:
     engines: dict[str, Statistics] = {}
     scrapes: list[int] = []
 
-    def statistics() -> dict[str, Statistics]:
+    async def statistics() -> dict[str, Statistics]:
         scrapes.append(1)
         return engines
 

@@ -121,6 +121,7 @@ def test_best_of_gives_the_best(client: OpenAI, llm: LLM) -> None:
     expected = direct(llm, PROMPT, seed=1, n=2, best_of=5, max_tokens=8)
     answer = complete(client, seed=1, n=2, best_of=5, max_tokens=8, temperature=1)
     assert texts(answer) == [output.text for output in expected.outputs]
+    assert texts(complete(client, n=2, best_of=5, max_tokens=0)) == ["", ""]
     with pytest.raises(openai.BadRequestError, match="best_of"):
         complete(client, n=3, best_of=2)
     with pytest.raises(openai.BadRequestError, match="best_of"):

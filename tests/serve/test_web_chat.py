@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 from puna import AsyncLLM
 from puna.serve.deadlines import Stopping
 from puna.serve.models import Models, Served
+from puna.serve.pages import WEB
 from puna.serve.stack import build
 from tests.serve.scripted_backend import BREAK, FOREVER, Answer, Backend
 from tests.serve.servers import in_thread
@@ -271,7 +273,9 @@ def test_settings_are_sent_and_checked(page: Page, backend: Backend) -> None:
     page.locator(".reset").click()
     ask(page, "bare")
     answered(page, 2)
-    assert set(backend.requests[-1]) == {"model", "messages", "stream", "stream_options"}
+    body = backend.requests[-1]
+    assert (body.pop("temperature"), body.pop("top_p")) == (0.6, 0.9)
+    assert set(body) == {"model", "messages", "stream", "stream_options"}
 
 
 def test_export_and_import(page: Page, backend: Backend, browser: Browser, tmp_path: Path) -> None:
@@ -332,11 +336,12 @@ def test_both_languages_and_themes(browser: Browser, scripted: str, backend: Bac
 def test_every_sentence_is_in_both_languages(page: Page) -> None:
     tables = page.evaluate("import('./web/i18n.js').then(({STRINGS}) => STRINGS)")
     assert tables["en"].keys() == tables["zh"].keys()
-    used = page.evaluate(
-        "[...document.querySelectorAll('[data-text], [data-label], [data-placeholder]')]"
-        ".flatMap(({dataset}) => [dataset.text, dataset.label, dataset.placeholder])"
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in WEB.glob("*.*") if path.name != "i18n.js"
     )
-    assert {key for key in used if key} <= tables["en"].keys()
+    used = set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', sources))
+    used |= set(re.findall(r'\bt\("(\w+)"', sources))
+    assert len(used) > 50 and used <= tables["en"].keys()
 
 
 @pytest.mark.parametrize(
@@ -380,7 +385,10 @@ def test_a_key_is_asked_for_and_kept(browser: Browser, scripted: str, backend: B
     backend.script = by_last_message
     with visiting(browser, scripted) as page:
         expect(page.locator("#field-apiKey")).to_be_focused()
+        page.click("#close-panel")
         ask(page, "hello")
+        expect(page.locator(".error")).to_contain_text("API key")
+        expect(page.locator("#panel")).to_be_hidden()
         page.fill(".key-field", "wrong")
         page.press(".key-field", "Enter")
         expect(page.locator(".error")).to_contain_text("API key")

@@ -8,7 +8,9 @@ import { closeSidebar, isSidebarOpen, showLook, watchLook } from "./look.js";
 import { editLast, showEnded, showMessages, updateAnswer } from "./messages.js";
 import { showPanel } from "./panel.js";
 import { showConversations } from "./sidebar.js";
-import { deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember } from "./store.js";
+import {
+  deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember,
+} from "./store.js";
 import { exportAll, importFrom } from "./transfer.js";
 
 const NEAR_END = 80; // pixels: whoever reads there is taken along as the answer grows
@@ -20,7 +22,10 @@ let askForKey = false;
 let following = true;
 
 /** The model that answers here: the one chosen, or the first where the server has that no more. */
-const model = () => (models.includes(current.settings.model) ? current.settings.model : models[0] ?? current.settings.model);
+const model = () => {
+  const { model: chosen } = current.settings;
+  return models.includes(chosen) ? chosen : models[0] ?? chosen;
+};
 
 const messageActions = {
   regenerate: (index) => run(() => chat.regenerate(current, index, model())),
@@ -91,15 +96,18 @@ function showList() {
 
 function showState() {
   const running = chat.isRunning(current);
-  $("title").textContent = current.messages.length ? chat.titleOf(current) : "";
-  document.title = current.messages.length ? `${chat.titleOf(current)} · Puna` : "Puna";
+  const begun = current.messages.length > 0;
+  $("title").textContent = chat.titleOf(current);
+  $("title").classList.toggle("visually-hidden", !begun);
+  document.title = begun ? `${chat.titleOf(current)} · Puna` : "Puna";
   $("model-name").textContent = model() || t("noModels");
   $("app").classList.toggle("running", running);
   label($("send"), t(running ? "stop" : "send"));
   setIcon($("send"), running ? "stop" : "send");
   $("send").disabled = !running && !$("prompt").value.trim();
-  $("empty").hidden = current.messages.length > 0;
-  $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : t("emptyNoteNoModel");
+  $("empty").hidden = begun;
+  const waiting = t(askForKey ? "errorUnauthorized" : "emptyNoteNoModel");
+  $("empty-note").textContent = models.length ? t("emptyNote", { model: model() }) : waiting;
 }
 
 function fillPanel() {
@@ -155,8 +163,7 @@ async function fetchModels() {
     askForKey = error.kind === "Unauthorized";
   }
   showState();
-  if (askForKey && $("panel").hidden && !current.messages.length) togglePanel(true);
-  else if (!$("panel").hidden) fillPanel();
+  if (!$("panel").hidden) fillPanel();
 }
 
 async function importFile(file) {
@@ -177,6 +184,7 @@ chat.bus.addEventListener("change", ({ detail: conversation }) => {
   if (conversation === current) {
     showMessages(current, messageActions);
     showState();
+    $("announcer").textContent = t("answering");
     history.replaceState(null, "", `#${conversation.id}`);
     if (following) toEnd();
   }
@@ -235,17 +243,15 @@ $("send").addEventListener("click", () => {
   $("prompt").focus();
 });
 $("messages").addEventListener("click", ({ target }) => {
-  if (target.classList.contains("copy-code")) copyWith(target, target.closest(".code").querySelector("code").textContent);
+  if (!target.classList.contains("copy-code")) return;
+  copyWith(target, target.closest(".code").querySelector("code").textContent);
 });
 $("scroller").addEventListener("scroll", () => {
   const { scrollHeight, scrollTop, clientHeight } = $("scroller");
   following = scrollHeight - scrollTop - clientHeight < NEAR_END;
   $("to-end").hidden = following;
 }, { passive: true });
-$("to-end").addEventListener("click", () => {
-  following = true;
-  toEnd();
-});
+$("to-end").addEventListener("click", toEnd); // and the scroll event begins to follow again
 $("new-chat").addEventListener("click", startNew);
 $("open-panel").addEventListener("click", () => togglePanel());
 $("close-panel").addEventListener("click", () => togglePanel(false));
@@ -256,6 +262,8 @@ $("import-file").addEventListener("change", async () => {
   if (file) await importFile(file);
   $("import-file").value = "";
 });
+
+window.addEventListener("focus", () => models.length || askForKey || fetchModels());
 
 onOtherTab(async (id) => {
   if (conversations.some((conversation) => conversation.id === id && chat.isRunning(conversation))) return;
@@ -285,6 +293,7 @@ async function start() {
   open(current);
   $("prompt").focus();
   await fetchModels();
+  if (askForKey && !current.messages.length) togglePanel(true);
 }
 
 start();

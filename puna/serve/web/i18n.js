@@ -4,11 +4,11 @@ import { recall, remember } from "./store.js";
 
 export const STRINGS = {
   en: {
-    languageName: "English", otherLanguage: "中文",
+    otherLanguage: "中文",
     newChat: "New chat", conversations: "Conversations", conversation: "Conversation",
-    untitled: "New chat", rename: "Rename", remove: "Delete", open: "Open", close: "Close",
+    untitled: "New chat", rename: "Rename", remove: "Delete", close: "Close",
     renameLabel: "Name of the conversation", deleted: "Deleted “{title}”", undo: "Undo",
-    export: "Export", import: "Import", exportOne: "Export this chat",
+    export: "Export", import: "Import",
     exported: "{count} conversations exported", nothingToExport: "There is nothing to export yet",
     imported: "{count} conversations imported", importedSome: "{count} imported, {skipped} were here already",
     importFailed: "This file was not imported: {reason}",
@@ -72,11 +72,11 @@ export const STRINGS = {
     keyNew: "New chat", keySettings: "Settings", keyEditLast: "Edit your last message",
   },
   zh: {
-    languageName: "中文", otherLanguage: "English",
+    otherLanguage: "English",
     newChat: "新对话", conversations: "对话列表", conversation: "对话",
-    untitled: "新对话", rename: "重命名", remove: "删除", open: "打开", close: "关闭",
+    untitled: "新对话", rename: "重命名", remove: "删除", close: "关闭",
     renameLabel: "对话名称", deleted: "已删除“{title}”", undo: "撤销",
-    export: "导出", import: "导入", exportOne: "导出此对话",
+    export: "导出", import: "导入",
     exported: "已导出 {count} 个对话", nothingToExport: "还没有可以导出的对话",
     imported: "已导入 {count} 个对话", importedSome: "已导入 {count} 个，{skipped} 个原本就在",
     importFailed: "此文件未导入：{reason}",

@@ -18,7 +18,8 @@ export function showEnded({ messages }, message, actions) {
   const end = messages.indexOf(message);
   for (const index of [end - 1, end]) {
     const old = elements.get(messages[index]);
-    if (old?.isConnected && !old.classList.contains("editing")) old.replaceWith(articleOf(messages, index, actions));
+    if (!old?.isConnected || old.classList.contains("editing")) continue;
+    old.replaceWith(articleOf(messages, index, actions));
   }
 }
 
@@ -47,7 +48,8 @@ function question(message, answer, index, actions) {
     iconButton("edit", "edit", () => editInPlace(article, message, index, actions), "edit"),
     copyButton(() => message.content),
   );
-  const article = h("article", { class: `turn user${unanswered ? " unanswered" : ""}`, "aria-label": t("you") }, bubble, tools);
+  const article = h("article", { class: "turn user", "aria-label": t("you") }, bubble, tools);
+  article.classList.toggle("unanswered", Boolean(unanswered));
   if (unanswered) bubble.title = t("unanswered");
   return article;
 }
@@ -56,16 +58,21 @@ function reply(message, index, actions) {
   const body = h("div", { class: "markdown", dir: "auto" });
   showMarkdown(body, message.content);
   const done = message.finish !== null;
-  const article = h("article", { class: "turn assistant", "aria-label": message.model, "aria-busy": String(!done) }, body);
+  const article = h("article", { class: "turn assistant", "aria-label": message.model }, body);
+  article.setAttribute("aria-busy", String(!done));
   article.classList.toggle("waiting", !done && message.content === "");
   article.classList.toggle("writing", !done);
-  article.append(h("span", { class: "waiting-note" }, h("i"), h("i"), h("i"), h("span", { class: "visually-hidden" }, t("thinking"))));
+  const dots = h("span", { class: "waiting-note" }, h("i"), h("i"), h("i"));
+  dots.append(h("span", { class: "visually-hidden" }, t("thinking")));
+  article.append(dots);
   const note = noteOn(message);
   if (note) article.append(h("p", { class: "note" }, note));
   if (message.error) article.append(errorCard(message, index, actions));
   const tools = h("div", { class: "tools" });
   if (done && message.content) tools.append(copyButton(() => message.content));
-  if (done && !message.error) tools.append(iconButton("again", "regenerate", () => actions.regenerate(index), "regenerate"));
+  if (done && !message.error) {
+    tools.append(iconButton("again", "regenerate", () => actions.regenerate(index), "regenerate"));
+  }
   article.append(h("div", { class: "foot" }, h("span", { class: "meta" }, ...meta(message)), tools));
   return article;
 }

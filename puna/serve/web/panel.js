@@ -77,7 +77,8 @@ function numberField({ name, min, max, step, slider, typical }, settings, set) {
   const hint = t(`${name}Hint`);
   const input = h("input", { type: "number", inputMode: step < 1 ? "decimal" : "numeric", min, max, step: "any",
     value: settings[name] ?? "", placeholder: t("byDefault") });
-  const range = slider ? h("input", { type: "range", min, max, step, value: settings[name] ?? typical, "aria-label": t(name) }) : null;
+  const position = settings[name] ?? typical;
+  const range = slider ? h("input", { type: "range", min, max, step, value: position, "aria-label": t(name) }) : null;
   const field = framed(name, input, hint, range);
   field.classList.toggle("unset", settings[name] === null);
   const take = () => {

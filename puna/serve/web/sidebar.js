@@ -42,7 +42,8 @@ function moveFocus(event) {
 }
 
 function renameIn(item, conversation, actions) {
-  const field = h("input", { value: conversation.title, maxLength: 200, "aria-label": t("renameLabel"), class: "rename-field" });
+  const field = h("input", { class: "rename-field", value: conversation.title, maxLength: 200 });
+  field.setAttribute("aria-label", t("renameLabel"));
   let ended = false;
   const end = (keep) => {
     if (ended) return;

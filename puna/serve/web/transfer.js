@@ -113,14 +113,14 @@ function readAnswer(message, check, text, finite) {
   return {
     model: text(message.model, "model", 1000),
     finish: message.finish,
-    error: error
-      ? { kind: text(error.kind, "error", 40), detail: text(error.detail, "error"), retryAfter: count(error.retryAfter) }
-      : null,
-    tokens: tokens ? { prompt: finite(tokens.prompt, "tokens"), completion: finite(tokens.completion, "tokens") } : null,
+    error: error && {
+      kind: text(error.kind, "error", 40), detail: text(error.detail, "error"), retryAfter: count(error.retryAfter),
+    },
+    tokens: tokens && { prompt: finite(tokens.prompt, "tokens"), completion: finite(tokens.completion, "tokens") },
     pieces: count(message.pieces),
-    seconds: seconds
-      ? { first: count(seconds.first), writing: count(seconds.writing), total: count(seconds.total) }
-      : null,
+    seconds: seconds && {
+      first: count(seconds.first), writing: count(seconds.writing), total: count(seconds.total),
+    },
   };
 }
 

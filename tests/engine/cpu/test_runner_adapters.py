@@ -245,7 +245,7 @@ def test_equals_peft(settings: dict[str, Any], tmp_path: Path) -> None:
     runner = NativeRunner(base, num_pages=6)
     runner.load_adapter(0, pairs_of(open_adapter(tmp_path), base))
     batch = rows(tokens, 0, LENGTH, TABLE)
-    assert distances(runner.step(with_adapters(batch, 0)).logits, expected).max() < 1e-5
+    assert distances(runner.step(with_adapters(batch, 0)).logits, expected).max() < 2e-5
     assert distances(runner.step(batch).logits, expected).min() > 0.05
 
 
