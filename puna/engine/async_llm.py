@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
@@ -14,16 +17,30 @@ from typing import Any
 from puna.config import ModelConfig
 from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource
-from puna.engine.output import Delta, Embedding, RequestOutput
+from puna.engine.output import Delta, Embedding, RequestOutput, joined
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, Prompt, encode
 from puna.engine.statistics import Statistics
 from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
 
+# Seconds: a stream that has begun is woken no more often. What comes faster comes together, which
+# leaves the processor to the model; a screen shows it no later.
+STREAM_INTERVAL = 0.01
+
 
 class EngineStoppedError(ValueError):
     """The engine was closed, or could not run, while somebody waited: not the request's fault."""
+
+
+@dataclass(slots=True)
+class _Listener:
+    """Who waits for a request: for whatever is new, or for its end alone."""
+
+    streams: bool
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    told_at: float = float("-inf")  # of time.monotonic
 
 
 class AsyncLLM:
@@ -33,7 +50,8 @@ class AsyncLLM:
         self.llm = LLM(model, **options)
         self._closed = False
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._waiting: dict[Request, Callable[[], None]] = {}
+        self._waiting: dict[Request, _Listener] = {}
+        self._untold: set[Request] = set()  # with something new that its listener does not know of
         self._thread = Thread(target=self._work, name="puna-engine", daemon=True)
         self._thread.start()
 
@@ -111,19 +129,21 @@ class AsyncLLM:
         params: SamplingParams | None = None,
         *,
         adapter: str | None = None,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """What follows a prompt, or the answer to a dialog, as it comes.
 
-        Leaving the loop early, or being cancelled, ends the request.
+        What an output got since it was last looked at is one delta. Leaving the loop early, or
+        being cancelled, ends the request.
         """
-        async for request in self._updates(self._adding(prompt, params, adapter)):
-            while request.deltas:
-                yield request.deltas.popleft()
+        adding = self._adding(prompt, params, adapter)
+        async with contextlib.aclosing(self._updates(adding, _Listener(streams=True))) as updates:
+            async for request in updates:
+                for delta in _taken(request.deltas):
+                    yield delta
 
     async def _finished(self, add: Callable[[], Request]) -> Request:
-        async for request in self._updates(add):
-            request.deltas.clear()
-        return request
+        async with contextlib.aclosing(self._updates(add, _Listener(streams=False))) as updates:
+            return await anext(updates)
 
     def _adding(
         self, prompt: Prompt | Dialog, params: SamplingParams | None, adapter: str | None
@@ -131,26 +151,23 @@ class AsyncLLM:
         ids, params, options = self.llm.prepare(prompt, params or SamplingParams(), adapter)
         return partial(self.llm.engine.add, ids, params, **options)
 
-    async def _updates(self, enter: Callable[[], Request]) -> AsyncIterator[Request]:
-        """The request that `enter` adds to the engine: each time that it has something new, the
-        last time when it has ended.
+    async def _updates(
+        self, enter: Callable[[], Request], listener: _Listener
+    ) -> AsyncGenerator[Request, None]:
+        """The request that `enter` adds to the engine: when the listener is told that it has
+        something new, the last time when it has ended.
         """
         self._check_open()
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
         held: list[Request] = []
         refused: list[Exception] = []
-
-        def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
-                loop.call_soon_threadsafe(news.set)
 
         def add() -> None:
             try:
                 held.append(enter())
-                self._waiting[held[0]] = tell
+                self._waiting[held[0]] = listener
             except Exception as error:  # who asked hears of it; the engine goes on
                 refused.append(error)
-                tell()
+                _wake([listener])
 
         def cancel() -> None:
             for request in held:
@@ -159,8 +176,8 @@ class AsyncLLM:
         self._jobs.put(add)
         try:
             while True:
-                await news.wait()
-                news.clear()
+                await listener.news.wait()
+                listener.news.clear()
                 if refused:
                     raise refused[0]
                 finished = held[0].finished
@@ -195,6 +212,7 @@ class AsyncLLM:
     def _drop(self, request: Request) -> None:
         self.llm.engine.cancel(request)
         self._waiting.pop(request, None)
+        self._untold.discard(request)
 
     def _work(self) -> None:
         engine = self.llm.engine
@@ -211,12 +229,53 @@ class AsyncLLM:
                 # Whatever it was, those that wait must hear of it, and others may go on to ask.
                 self._end(f"the engine could not run: {error}")
                 continue
-            for request in changed:
-                tell = self._waiting.pop(request) if request.finished else self._waiting[request]
-                tell()
+            self._tell(changed)
+
+    def _tell(self, changed: Iterable[Request]) -> None:
+        """Wakes who waits for these: at a beginning and an end at once, between them when due.
+
+        Who is not due yet is looked at after the next step; there is one until the end.
+        """
+        self._untold.update(changed)
+        due, now = [], time.monotonic()
+        for request in list(self._untold):
+            listener = self._waiting[request]
+            if request.finished:
+                del self._waiting[request]
+            elif not listener.streams or now - listener.told_at < STREAM_INTERVAL:
+                continue
+            self._untold.remove(request)
+            listener.told_at = now
+            due.append(listener)
+        _wake(due)
 
     def _end(self, reason: str) -> None:
-        for request, tell in list(self._waiting.items()):
-            self._drop(request)
+        listeners = list(self._waiting.values())
+        for request in list(self._waiting):
             request.error = EngineStoppedError(reason)
-            tell()
+            self._drop(request)
+        _wake(listeners)
+
+
+def _wake(listeners: Sequence[_Listener]) -> None:
+    """Tells them, from another thread: each loop is called once, which is what costs."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for listener in listeners:
+        by_loop.setdefault(listener.loop, []).append(listener.news)
+    for loop, events in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+            loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+def _taken(deltas: deque[Delta]) -> Iterable[Delta]:
+    """Takes what is there now, in one delta for each output."""
+    found: dict[int, list[Delta]] = {}
+    while deltas:
+        delta = deltas.popleft()
+        found.setdefault(delta.index, []).append(delta)
+    return map(joined, found.values())

@@ -331,8 +331,8 @@ class Engine:
                 else:
                     self._advance(request, part, own)
             except ValueError as error:
+                request.error = error  # before it counts as finished: others look from a thread
                 self.cancel(request)
-                request.error = error
             if request.deltas or request.finished:
                 changed[request.number] = request
             if request.finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from puna.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a step added to output number `index` of a request.
+    """What a step, or some, added to output number `index` of a request.
 
     The text of a token may come later than the token: with the bytes that make a character whole,
     or when no stop string can begin there any more.
@@ -26,6 +27,19 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """Deltas of one output that follow each other, one or more, as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return Delta(
+        deltas[0].index,
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.token_ids),
+        tuple(logprobs for delta in deltas for logprobs in delta.logprobs),
+        deltas[-1].finish_reason,
+    )
 
 
 @dataclass

@@ -33,7 +33,9 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     if body.top_logprobs is not None and not body.logprobs:
         raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    served = service.models.find(body.model)
     given = body.model_dump(by_alias=True, exclude_none=True)
+    await service.vet(served, given)
     tools = read_tools(
         given.get("tools"), given.get("tool_choice"), given.get("parallel_tool_calls")
     )
@@ -42,7 +44,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         **tools.constraint(response_schema(given.get("response_format"))),
     )
-    served = service.models.find(body.model)
     dialog = dialog_of(given["messages"], tools)
     task = await task_of(service, request, served, [dialog], params)
     if body.stream:

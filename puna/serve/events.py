@@ -20,6 +20,7 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
 _DONE = b"data: [DONE]\n\n"
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 Event = dict[str, Any]
 
@@ -111,5 +112,4 @@ async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
 
 
 def _line(event: Event) -> bytes:
-    text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + _JSON.encode(event).encode() + b"\n\n"

@@ -292,7 +292,9 @@ def answers(shape: type[Shape], event: type[Shape] | None = None) -> dict[int | 
     good: dict[str, Any] = {"model": shape, "description": shape.__doc__}
     if event is not None:
         good["content"] = {"text/event-stream": {"schema": _event(event)}}
-    errors = {code: {"model": ErrorResponse, "description": text} for code, text in _ERRORS.items()}
+    errors: dict[int | str, Any] = {
+        code: {"model": ErrorResponse, "description": text} for code, text in _ERRORS.items()
+    }
     return {200: good, **errors}
 
 

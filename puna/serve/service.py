@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,6 +20,7 @@ from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError
 from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
+from puna.serve.vetting import Vetting
 
 T = TypeVar("T")
 
@@ -44,6 +46,19 @@ class Service:
     models: Models
     limits: Limits
     stopping: Stopping
+    vettings: dict[int, Vetting] = field(default_factory=dict)  # by the backend's identity
+
+    async def vet(self, served: Served, body: Mapping[str, Any]) -> None:
+        """Raises ValueError for a schema or grammar that is none, or takes too much to read."""
+        backend = served.backend
+        if id(backend) not in self.vettings:
+            self.vettings[id(backend)] = Vetting(backend.tokenizer)
+        await self.vettings[id(backend)].check(body)
+
+    def close(self) -> None:
+        """Ends what it has started."""
+        for vetting in self.vettings.values():
+            vetting.close()
 
     def check_prompts(self, count: int) -> None:
         """Raises APIError for more prompts than one request may have."""
@@ -82,36 +97,20 @@ class Task:
         """(number of the choice, delta) as they come: those of prompt p begin at p x n."""
         if (self.params.best_of or self.params.n) > self.params.n:
             raise ValueError("with best_of above n there is nothing to stream before the end")
-        news: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue(maxsize=64)
-
-        async def follow(number: int, prompt: EncodedPrompt) -> None:
-            try:
-                stream = self.served.backend.stream(
-                    prompt, self.params, adapter=self.served.adapter
-                )
-                async for delta in stream:
-                    await news.put((number * self.params.n + delta.index, delta))
-                await news.put(None)
-            except Exception as error:
-                await news.put(error)
-
         self.facts.prompt_tokens += sum(len(prompt.ids) for prompt in self.prompts)
-        runs = [asyncio.ensure_future(follow(*pair)) for pair in enumerate(self.prompts)]
-        try:
-            left = len(runs)
-            while left:
-                new = await news.get()
-                if new is None:
-                    left -= 1
-                elif isinstance(new, Exception):
-                    raise new
-                else:
-                    self.facts.took_tokens(len(new[1].token_ids), new[0])
-                    yield new
-        finally:
-            for run in runs:
-                run.cancel()
-            await asyncio.gather(*runs, return_exceptions=True)
+        streams = [self._stream(number, prompt) for number, prompt in enumerate(self.prompts)]
+        async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as news:
+            async for number, delta in news:
+                self.facts.took_tokens(len(delta.token_ids), number)
+                yield number, delta
+
+    async def _stream(
+        self, number: int, prompt: EncodedPrompt
+    ) -> AsyncGenerator[tuple[int, Delta], None]:
+        stream = self.served.backend.stream(prompt, self.params, adapter=self.served.adapter)
+        async with aclosing(stream):
+            async for delta in stream:
+                yield number * self.params.n + delta.index, delta
 
 
 async def task_of(
@@ -165,6 +164,36 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     runs = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*runs)
+    finally:
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """What comes from any of them, as it comes. Where one fails, the others are closed."""
+    news: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=64)
+
+    async def follow(stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for new in stream:
+                    await news.put(new)
+            await news.put(None)
+        except Exception as error:
+            await news.put(error)
+
+    runs = [asyncio.ensure_future(follow(stream)) for stream in streams]
+    try:
+        left = len(runs)
+        while left:
+            new = await news.get()
+            if new is None:
+                left -= 1
+            elif isinstance(new, Exception):
+                raise new
+            else:
+                yield new
     finally:
         for run in runs:
             run.cancel()
