@@ -248,8 +248,8 @@ def test_many_clients_for_minutes(tmp_path: Path) -> None:
     early = max(size for at, size in tally.memory if at <= SECONDS / 5)
     late = max(size for at, size in tally.memory if at >= SECONDS * 4 / 5)
     print(
-        f"{CLIENTS} clients, {CAPACITY} at once, {SECONDS:g} s: {tally.whole} whole, {tally.left} left, "
-        f"{tally.refused} refused, {tally.events} events, "
+        f"{CLIENTS} clients, {CAPACITY} at once, {SECONDS:g} s: {tally.whole} whole, "
+        f"{tally.left} left, {tally.refused} refused, {tally.events} events, "
         f"{after['puna_generated_tokens_total']:.0f} tokens, "
         f"{after['puna_engine_preemptions_total']:.0f} preemptions, memory in the first fifth "
         f"{early / 1e6:.1f} MB, in the last {late / 1e6:.1f} MB"
