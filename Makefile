@@ -43,7 +43,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/train.done: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[serve,train]'
 	@touch $@
 
 .venv/dev.done: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.serve.servers import puna_serve
 
 ROOT = Path(__file__).parents[1]
 STORY = "A llama walked over the high grassland. It looked for water, and it found snow instead.\n"
@@ -45,12 +48,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_runs(folder: Path) -> None:
     commands = [line for block in blocks("README.md") for line in block]
-    commands = [line for line in commands if line.startswith("puna ")]
+    commands = [line for line in commands if line.startswith("puna ") and line != "puna serve"]
     assert len(commands) >= 10
     for command in commands:
         done = puna(command, folder, text="Tell me a story.\n")
         assert done.returncode == 0, f"{command}: {done.stderr}"
         assert done.stdout or done.stderr, command
+
+
+def test_the_server_answers(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks("README.md") if block[0] == "puna serve"]
+    with puna_serve(log=tmp_path / "log") as server:
+        for command in block[1:]:
+            assert command.startswith("curl http://127.0.0.1:8000/")
+            here = command.replace("http://127.0.0.1:8000", server.url)
+            done = subprocess.run(
+                f"{here} --silent --fail", shell=True, capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, (tmp_path / "log").read_text()
+            assert json.loads(done.stdout)["choices"][0]["text"]
 
 
 def test_the_python_example_runs(folder: Path) -> None:

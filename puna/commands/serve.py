@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from puna.commands.options import compute_options, draft_option, kv_dtype_option
 
 if TYPE_CHECKING:
     from puna.serve.keys import Keys
-    from puna.serve.models import Models
 
 
 @click.command()
@@ -35,6 +33,14 @@ if TYPE_CHECKING:
     help="Run at most N outputs together; the others wait.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads of the model.")
+@click.option(
+    "--replicas", type=click.IntRange(min=1), metavar="N",
+    help="Run each model N times, in processes of their own on Ray Serve.  [default: once, here]",
+)  # fmt: skip
+@click.option(
+    "--ray-address", metavar="HOST:PORT",
+    help="With --replicas, use the machines of this Ray cluster.  [default: this one]",
+)  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
@@ -106,6 +112,8 @@ def serve(
     access_log: Path | None,
     log_prompts: bool,
     web: bool,
+    replicas: int | None,
+    ray_address: str | None,
     **engine: Any,
 ) -> None:
     """Answer OpenAI's clients over HTTP, and people at a web page.
@@ -119,6 +127,7 @@ def serve(
         raise ValueError(
             "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
         ) from None
+    from puna.commands.engines import loaded
     from puna.serve.access_log import open_log
     from puna.serve.deadlines import Stopping
     from puna.serve.exposure import check_exposure
@@ -142,22 +151,23 @@ def serve(
         seconds=timeout,
     )
     log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
-    served = _load(models or ("cria",), adapters, engine)
-    app = build(
-        served,
-        stopping,
-        protection=protection,
-        limits=Limits(max_new_tokens=max_new_tokens),
-        log=log,
-        chat=web,
-    )
     options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
+    with loaded(models or ("cria",), adapters, engine, replicas, ray_address) as served:
+        app = build(
+            served,
+            stopping,
+            protection=protection,
+            limits=Limits(max_new_tokens=max_new_tokens),
+            log=log,
+            chat=web,
+        )
 
-    def announce(url: str) -> None:
-        names = ", ".join(each.name for each in served.all())
-        click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
+        def announce(url: str) -> None:
+            names = ", ".join(each.name for each in served.all())
+            click.echo(f"{names} at {url}/v1{f'; chat at {url}' if web else ''}", err=True)
 
-    sys.exit(run(app, listener, stopping, options, announce))
+        code = run(app, listener, stopping, options, announce)
+    sys.exit(code)
 
 
 def _keys(path: Path | None) -> Keys | None:
@@ -166,38 +176,3 @@ def _keys(path: Path | None) -> Keys | None:
     if path is not None:
         return read_keys(path, lambda text: click.secho(text, fg="yellow", err=True))
     return environment_keys(os.environ.get("PUNA_API_KEY"), os.environ.get("PUNA_API_KEYS"))
-
-
-def _load(models: Sequence[str], adapters: Sequence[str], engine: dict[str, Any]) -> Models:
-    """Loads each model once, however many names it has, with the adapters that are for it."""
-    from puna.commands.cache import cache_folder
-    from puna.commands.models import opened_adapter, opened_draft, resolve
-    from puna.engine.async_llm import AsyncLLM
-    from puna.serve.models import Models, Served
-    from puna.serve.names import adapters_asked, models_asked
-
-    asked = models_asked(models)
-    loras = adapters_asked(adapters, asked)
-    sources = {each.name: each.source for each in asked}
-    engine["num_threads"] = engine.pop("threads")
-    engine["draft"] = opened_draft(engine["draft"])
-    engine["cache_folder"] = cache_folder()
-    backends = {
-        source: AsyncLLM(
-            resolve(source),
-            adapters={
-                each.name: opened_adapter(each.source)
-                for each in loras
-                if sources[each.model or ""] == source
-            },
-            **engine,
-        )
-        for source in dict.fromkeys(sources.values())
-    }
-    return Models(
-        [Served(each.name, backends[each.source]) for each in asked]
-        + [
-            Served(each.name, backends[sources[each.model or ""]], each.name, each.model)
-            for each in loras
-        ]
-    )

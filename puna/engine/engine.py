@@ -30,6 +30,10 @@ from puna.tokenizer import Tokenizer
 MAX_ROWS, MAX_SEQUENCES = 256, 64
 
 
+class ContextLengthError(ValueError):
+    """A prompt, or a prompt and what is to follow it, for which there is no room."""
+
+
 class Request:
     """What was asked for, and what has come of it. Made by `Engine.add` and `add_embedding`."""
 
@@ -195,20 +199,20 @@ class Engine:
                 raise ValueError(f"{name} names token {max(named)}, {known}")
         room = context - len(ids)
         if room < (params.max_tokens != 0):
-            raise ValueError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens, the model's context holds {context}; shorten it"
             )
         max_tokens = params.max_tokens
         if max_tokens is None:
             max_tokens = min(DEFAULT_MAX_TOKENS, room)
         if max_tokens > room:
-            raise ValueError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and max_tokens is {max_tokens}, the model's "
                 f"context holds {context}; shorten the prompt or set max_tokens to at most {room}"
             )
         if not self.scheduler.fits(len(ids) + max_tokens):
             held = self.pages.num_pages * self.pages.page_size
-            raise ValueError(
+            raise ContextLengthError(
                 f"the request takes up to {len(ids) + max_tokens} tokens, there is memory for the "
                 f"keys and values of {held}; lower max_tokens or give the engine more (kv_tokens)"
             )

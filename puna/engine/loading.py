@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DTYPES = {"auto": None, "fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # -> storage type
 GPU_DTYPES = ("int8", "int4")  # what weights are also packed to, on a GPU
 # Parameters below which waking a second thread takes longer than its share of the work.
-_SMALL = 50_000_000
+SMALL_MODEL = 50_000_000
 
 
 def load_network(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
@@ -29,7 +29,7 @@ def load_network(checkpoint: Checkpoint, device: str, dtype: str) -> Llama:
 
     from puna.formats.network import load_model
 
-    if checkpoint.config.num_parameters < _SMALL:
+    if checkpoint.config.num_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
     types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
     types["fp16"] = torch.float16
@@ -98,7 +98,7 @@ def load_runner(
         from puna.engine.cpu.runner import NativeRunner
         from puna.engine.cpu.tile_cache import TileCache
 
-        if num_threads is None and config.num_parameters < _SMALL:
+        if num_threads is None and config.num_parameters < SMALL_MODEL:
             num_threads = 1
         num_pages = -(-num_tokens // NativeRunner.page_size)
         return NativeRunner(

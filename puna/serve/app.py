@@ -45,10 +45,12 @@ def create_app(
 
     `has_keys`: its description says so; the layers around it ask for them.
     """
+    service = Service(models, limits or Limits(), stopping or Stopping())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        service.close()
         for backend in models.backends().values():
             await backend.close()
 
@@ -61,7 +63,7 @@ def create_app(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if has_keys else [],
         lifespan=lifespan,
     )
-    app.state.service = Service(models, limits or Limits(), stopping or Stopping())
+    app.state.service = service
     for router in VERSIONED:
         app.include_router(router, prefix="/v1")
         # Clients whose base URL has no /v1.

@@ -19,7 +19,7 @@ from puna.serve.logprobs import chat_logprobs
 from puna.serve.requests import ChatRequest
 from puna.serve.response_format import response_schema
 from puna.serve.responses import ChatEvent, ChatResponse, answers
-from puna.serve.service import Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import FINGERPRINT, Task, new_id, now, service_of, task_of, usage
 from puna.serve.tool_messages import dialog_of
 from puna.serve.tool_stream import Answer, ArgumentsDelta, CallStart, TextDelta
 from puna.serve.tools import Tools, read_tools
@@ -33,7 +33,9 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     if body.top_logprobs is not None and not body.logprobs:
         raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    served = service.models.find(body.model)
     given = body.model_dump(by_alias=True, exclude_none=True)
+    await service.vet(served, given)
     tools = read_tools(
         given.get("tools"), given.get("tool_choice"), given.get("parallel_tool_calls")
     )
@@ -42,7 +44,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         **tools.constraint(response_schema(given.get("response_format"))),
     )
-    served = service.models.find(body.model)
     dialog = dialog_of(given["messages"], tools)
     task = await task_of(service, request, served, [dialog], params)
     if body.stream:
@@ -128,7 +129,11 @@ class _Streamed:
     def begin(self) -> Event:
         """The piece that all others follow."""
         content = "" if self._tools.choice == "none" else None
-        return self._piece({"role": "assistant", "content": content})
+        # As OpenAI's: empty, not null, so that clients may go through all of them.
+        logprobs: Event | None = None
+        if self._logprobs is not None:
+            logprobs = {"content": [], "refusal": None}
+        return self._piece({"role": "assistant", "content": content}, logprobs=logprobs)
 
     def push(self, delta: Delta) -> list[Event]:
         """What a delta adds."""
@@ -180,4 +185,5 @@ def _head(task: Task, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": now(),
         "model": task.served.name,
+        "system_fingerprint": FINGERPRINT,
     }

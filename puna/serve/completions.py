@@ -19,7 +19,16 @@ from puna.serve.events import Event, EventStream, WholeAnswer
 from puna.serve.logprobs import CompletionLogprobs
 from puna.serve.requests import CompletionRequest
 from puna.serve.responses import CompletionResponse, answers
-from puna.serve.service import Limits, Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import (
+    FINGERPRINT,
+    Limits,
+    Task,
+    new_id,
+    now,
+    service_of,
+    task_of,
+    usage,
+)
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -31,12 +40,13 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues a text or token ids, or several at once."""
     service = service_of(request)
     _check(body)
+    served = service.models.find(body.model)
+    await service.vet(served, {"regex": body.regex, "grammar": body.grammar})
     params = body.sampling(
         max_tokens=_max_tokens(body, service.limits),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    served = service.models.find(body.model)
     task = await task_of(service, request, served, prompts_of(body.prompt), params)
     if body.stream:
         return EventStream(_events(task, body))
@@ -159,4 +169,5 @@ def _head(task: Task) -> dict[str, Any]:
         "object": "text_completion",
         "created": now(),
         "model": task.served.name,
+        "system_fingerprint": FINGERPRINT,
     }

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from puna.engine.async_llm import EngineStoppedError
+from puna.engine.engine import ContextLengthError
 
 # How errors begin that say which field they are about: `messages[3].content: ...`.
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
@@ -93,6 +94,9 @@ def as_api_error(error: Exception) -> APIError:
         return error
     if isinstance(error, EngineStoppedError):
         return APIError(503, str(error), kind="server_error", code="engine_stopped")
+    if isinstance(error, ContextLengthError):
+        # By this code clients know that a shorter prompt would do.
+        return APIError(400, str(error), code="context_length_exceeded")
     if isinstance(error, ValueError):
         field = _FIELD.match(str(error))
         return APIError(400, str(error), param=field and field[1])

@@ -194,6 +194,9 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchema | None = None
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="With json_object, as llama.cpp's server takes it."
+    )
 
 
 class ChatRequest(Sampling):

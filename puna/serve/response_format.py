@@ -21,6 +21,8 @@ def response_schema(response_format: object) -> Schema | None:
     if not isinstance(response_format, Mapping):
         raise ValueError(f"{WHERE}: must be an object")
     kind = response_format.get("type")
+    if kind != "json_object" and "schema" in response_format:
+        raise ValueError(f"{WHERE}.schema: goes with json_object; json_schema has its own")
     if kind == "text":
         return None
     if kind == "json_object":

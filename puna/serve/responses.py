@@ -71,6 +71,7 @@ class CompletionResponse(Shape):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
@@ -136,6 +137,7 @@ class ChatResponse(Shape):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
 
@@ -180,6 +182,7 @@ class ChatEvent(Shape):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatDelta]
     usage: Usage | None = None
 
@@ -289,7 +292,9 @@ def answers(shape: type[Shape], event: type[Shape] | None = None) -> dict[int | 
     good: dict[str, Any] = {"model": shape, "description": shape.__doc__}
     if event is not None:
         good["content"] = {"text/event-stream": {"schema": _event(event)}}
-    errors = {code: {"model": ErrorResponse, "description": text} for code, text in _ERRORS.items()}
+    errors: dict[int | str, Any] = {
+        code: {"model": ErrorResponse, "description": text} for code, text in _ERRORS.items()
+    }
     return {200: good, **errors}
 
 

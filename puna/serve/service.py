@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from puna import __version__
 from puna.engine.output import Delta, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
@@ -19,8 +20,12 @@ from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError
 from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
+from puna.serve.vetting import Vetting
 
 T = TypeVar("T")
+
+# What answers: a seed gives the same again from the same build. OpenAI's field; any text will do.
+FINGERPRINT = f"b{__version__}"
 
 LONG_TEXT = 1 << 14  # characters that take longer to encode than the other requests should wait
 
@@ -41,6 +46,19 @@ class Service:
     models: Models
     limits: Limits
     stopping: Stopping
+    vettings: dict[int, Vetting] = field(default_factory=dict)  # by the backend's identity
+
+    async def vet(self, served: Served, body: Mapping[str, Any]) -> None:
+        """Raises ValueError for a schema or grammar that is none, or takes too much to read."""
+        backend = served.backend
+        if id(backend) not in self.vettings:
+            self.vettings[id(backend)] = Vetting(backend.tokenizer)
+        await self.vettings[id(backend)].check(body)
+
+    def close(self) -> None:
+        """Ends what it has started."""
+        for vetting in self.vettings.values():
+            vetting.close()
 
     def check_prompts(self, count: int) -> None:
         """Raises APIError for more prompts than one request may have."""

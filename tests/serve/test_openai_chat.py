@@ -166,6 +166,8 @@ def test_logprobs_are_the_engines(client: OpenAI, llm: LLM) -> None:
     assert b"".join(bytes(each.bytes) for each in shown).decode() == whole.message.content
     streamed = accumulated(client, max_tokens=12, logprobs=True, top_logprobs=4).choices[0]
     assert streamed.logprobs.content == shown
+    first = next(iter(chat(client, stream=True, logprobs=True)))
+    assert first.choices[0].logprobs.content == []
     plain = chat(client, max_tokens=12, logprobs=True).choices[0].logprobs.content
     assert [each.logprob for each in plain] == [each.logprob for each in shown]
     assert all(each.top_logprobs == [] for each in plain)
@@ -195,6 +197,8 @@ def test_json_of_a_given_form(client: OpenAI) -> None:
         found = json.loads(answer.choices[0].message.content)
         assert found["kind"] in ("llama", "alpaca", None) and found["n"] is None
         assert answer.choices[0].finish_reason == "stop"
+    form = {"type": "json_object", "schema": {"const": "42"}}  # llama.cpp's way to say it
+    assert contents(chat(client, response_format=form)) == ['"42"']
     text = chat(client, response_format={"type": "json_object"}, max_tokens=60).choices[0]
     assert text.message.content.startswith("{")
     if text.finish_reason == "stop":
@@ -307,6 +311,32 @@ def test_errors_are_the_clients_exceptions(
 ) -> None:
     with pytest.raises(error, match=words):
         chat(client, stream=stream, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": "hi " * 3000}]},
+        {"max_tokens": 100_000},
+    ],
+    ids=["prompt", "max_tokens"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_too_long_for_the_context_has_its_code(
+    client: OpenAI, fields: dict[str, Any], stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, stream=stream, **fields)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_answers_name_the_build(client: OpenAI) -> None:
+    whole, events = chat(client), list(chat(client, stream=True))
+    text = client.completions.create(model="cria", prompt="A", max_tokens=1)
+    assert whole.system_fingerprint
+    assert {each.system_fingerprint for each in (whole, text, *events)} == {
+        whole.system_fingerprint
+    }
 
 
 def test_embeddings(client: OpenAI, lenient: OpenAI, llm: LLM) -> None:

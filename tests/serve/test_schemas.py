@@ -88,6 +88,8 @@ def nested(depth: int) -> dict[str, Any]:
             {"type": "json_schema", "json_schema": {"schema": {"type": "hiccup"}}},
             r"response_format.json_schema.schema: Invalid type: hiccup",
         ),
+        ({"type": "text", "schema": {}}, "response_format.schema: goes with json_object"),
+        ({"type": "json_schema", "schema": {}}, "response_format.schema: goes with json_object"),
         ({"type": "json_object", "schema": 123}, "response_format.schema: must be a JSON schema"),
         ({"type": "json_object", "schema": {"enum": []}}, "response_format.schema: Unsatisfiable"),
         ({"type": "json_object", "schema": nested(200)}, "response_format.schema: recursion limit"),
