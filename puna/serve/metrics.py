@@ -139,8 +139,9 @@ class Metrics:
             self.generated_tokens.labels(model, key).inc(facts.completion_tokens)
         if facts.first_token_at is not None:
             self.first_token.labels(model).observe(facts.first_token_at - facts.started_at)
+        between = self.between_tokens.labels(model)
         for gap in facts.token_gaps:
-            self.between_tokens.labels(model).observe(gap)
+            between.observe(gap)
 
     async def endpoint(self, request: Request) -> Response:
         """The route `/metrics`, in the form that the scraper accepts."""
