@@ -139,7 +139,8 @@ def test_a_prompt_goes_to_the_replica_that_has_its_beginning(remote: RemoteLLM) 
         stories = [f"Number {n}. {STORY}" for n in range(6)]
         for story in stories:
             await remote.generate(story, params)
-        again = [await remote.generate(f"{story} And then", params) for story in stories]
+        # Not in the order in which they would be shared out in turn.
+        again = [await remote.generate(f"{story} And then", params) for story in reversed(stories)]
         return [result.num_cached_tokens for result in again]
 
     assert min(asyncio.run(ask())) >= 48
