@@ -139,7 +139,8 @@ def test_a_prompt_goes_to_the_replica_that_has_its_beginning(remote: RemoteLLM) 
         stories = [f"Number {n}. {STORY}" for n in range(6)]
         for story in stories:
             await remote.generate(story, params)
-        again = [await remote.generate(f"{story} And then", params) for story in stories]
+        # Not in the order in which they would be shared out in turn.
+        again = [await remote.generate(f"{story} And then", params) for story in reversed(stories)]
         return [result.num_cached_tokens for result in again]
 
     assert min(asyncio.run(ask())) >= 48
@@ -227,6 +228,64 @@ def test_leaving_frees_the_replica(remote: RemoteLLM) -> None:
         return running
 
     assert asyncio.run(ask()) == 16
+
+
+class DyingHandle:
+    """Ray Serve's handle of replicas that all die after their first delta."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+
+    def options(self, **options: Any) -> DyingHandle:
+        return self
+
+    @property
+    def stream(self) -> DyingHandle:
+        return self
+
+    def remote(self, job: Any) -> DyingAnswer:
+        self.jobs.append(job)
+        return DyingAnswer()
+
+
+class DyingAnswer:
+    def __init__(self) -> None:
+        self.parts = iter([(), (Delta(0, "a", (1,)),)])
+
+    def __aiter__(self) -> DyingAnswer:
+        return self
+
+    async def __anext__(self) -> tuple[Delta, ...]:
+        from ray.exceptions import ActorDiedError
+
+        try:
+            return next(self.parts)
+        except StopIteration:
+            raise ActorDiedError from None
+
+    def cancel(self) -> None:
+        pass
+
+
+@needs_ray
+@pytest.mark.slow
+def test_tries_are_bounded_and_have_one_seed(remote: RemoteLLM) -> None:
+    handle = DyingHandle()
+    dying = type(remote)(remote.config, remote.tokenizer, handle, 512)
+    deltas: list[Delta] = []
+
+    async def ask() -> None:
+        async for delta in dying.stream("The dog"):
+            deltas.append(delta)
+
+    with pytest.raises(EngineStoppedError, match="4 replicas died"):
+        asyncio.run(ask())
+    assert deltas == [Delta(0, "a", (1,))]
+    assert len(handle.jobs) == 4 and len({job.params.seed for job in handle.jobs}) == 1
+    assert handle.jobs[0].params.seed is not None
+    asyncio.run(dying.close())
+    with pytest.raises(EngineStoppedError, match="closed"):
+        asyncio.run(ask())
 
 
 def living(session: int) -> list[str]:

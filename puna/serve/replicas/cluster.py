@@ -10,6 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,11 @@ def _own_ray() -> Iterator[int]:
         yield cpus
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(20):  # what is still ending may write into it once more
+            shutil.rmtree(folder, ignore_errors=True)
+            if not Path(folder).exists():
+                break
+            time.sleep(0.1)
 
 
 @contextmanager
