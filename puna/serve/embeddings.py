@@ -1,4 +1,4 @@
-"""/v1/embeddings: the mean of a text's hidden states.
+"""/v1/embeddings: the mean of a text's hidden states, of length 1 as OpenAI's are.
 
 https://platform.openai.com/docs/api-reference/embeddings
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -55,6 +56,8 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
 
 
 def _numbers(body: EmbeddingRequest, embedding: Embedding) -> list[float] | str:
+    length = np.linalg.norm(embedding.vector)
+    unit = embedding.vector / (length or 1)
     if body.encoding_format == "base64":
-        return base64.b64encode(embedding.vector.astype("<f4").tobytes()).decode()
-    return [float(x) for x in embedding.vector]
+        return base64.b64encode(unit.astype("<f4").tobytes()).decode()
+    return [float(x) for x in unit]
