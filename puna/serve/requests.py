@@ -16,7 +16,6 @@ from puna.engine.params import SamplingParams
 
 Integer = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 TokenIds = Annotated[list[Count], Field(min_length=1)]
 Metadata = dict[str, Any] | None
 
