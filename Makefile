@@ -18,7 +18,7 @@ check: .venv/dev.done
 slow: .venv/dev.done
 	$(BIN)/pytest -m slow tests
 
-# Against llama.cpp, AutoGPTQ and PEFT; compiles the first, which takes ten minutes. What GPTQModel's
+# Against llama.cpp, AutoGPTQ, PEFT and lm-eval; compiles the first, which takes ten minutes. What GPTQModel's
 # tests need is in tests/peers/test_gptq_peers.py; without it they skip. Processor features are named
 # because GGML_NATIVE asks the compiler, which in some virtual machines names more than there are.
 LLAMA_CPP := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF
@@ -29,6 +29,7 @@ peers: .venv/peers.done
 .venv/peers.done: .venv/dev.done
 	CMAKE_ARGS='$(LLAMA_CPP)' $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt llama-cpp-python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps auto-gptq==0.7.1 peft
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'lm_eval[api,hf]==0.4.13'
 	@touch $@
 
 format: .venv/dev.done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 from puna.config import ModelConfig
 from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource
-from puna.engine.output import Delta, Embedding, RequestOutput, joined
+from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, Prompt, encode
 from puna.engine.statistics import Statistics
@@ -132,14 +131,26 @@ class AsyncLLM:
     ) -> AsyncGenerator[Delta, None]:
         """What follows a prompt, or the answer to a dialog, as it comes.
 
-        What an output got since it was last looked at is one delta. Leaving the loop early, or
-        being cancelled, ends the request.
+        Leaving the loop early, or being cancelled, ends the request.
         """
+        async with contextlib.aclosing(self.parts(prompt, params, adapter=adapter)) as parts:
+            async for deltas in parts:
+                for delta in deltas:
+                    yield delta
+
+    async def parts(
+        self,
+        prompt: Prompt | Dialog,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> AsyncGenerator[Sequence[Delta], None]:
+        """`stream`, but all that came since the last time together."""
         adding = self._adding(prompt, params, adapter)
         async with contextlib.aclosing(self._updates(adding, _Listener(streams=True))) as updates:
             async for request in updates:
-                for delta in _taken(request.deltas):
-                    yield delta
+                if deltas := [request.deltas.popleft() for _ in range(len(request.deltas))]:
+                    yield deltas
 
     async def _finished(self, add: Callable[[], Request]) -> Request:
         async with contextlib.aclosing(self._updates(add, _Listener(streams=False))) as updates:
@@ -270,12 +281,3 @@ def _wake(listeners: Sequence[_Listener]) -> None:
 def _set_all(events: Sequence[asyncio.Event]) -> None:
     for event in events:
         event.set()
-
-
-def _taken(deltas: deque[Delta]) -> Iterable[Delta]:
-    """Takes what is there now, in one delta for each output."""
-    found: dict[int, list[Delta]] = {}
-    while deltas:
-        delta = deltas.popleft()
-        found.setdefault(delta.index, []).append(delta)
-    return map(joined, found.values())

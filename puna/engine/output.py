@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from puna.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a step, or some, added to output number `index` of a request.
+    """What a step, or some (`joined`), added to output number `index` of a request.
 
     The text of a token may come later than the token: with the bytes that make a character whole,
     or when no stop string can begin there any more.
@@ -29,10 +29,15 @@ class Delta:
     finish_reason: str | None = None
 
 
-def joined(deltas: Sequence[Delta]) -> Delta:
-    """Deltas of one output that follow each other, one or more, as one."""
-    if len(deltas) == 1:
-        return deltas[0]
+def joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """Deltas in their order, those of each output made one."""
+    found: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        found.setdefault(delta.index, []).append(delta)
+    return [own[0] if len(own) == 1 else _join(own) for own in found.values()]
+
+
+def _join(deltas: Sequence[Delta]) -> Delta:
     return Delta(
         deltas[0].index,
         "".join(delta.text for delta in deltas),

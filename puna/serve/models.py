@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,10 +34,10 @@ class Backend(Protocol):
         """What follows a prompt."""
         ...
 
-    def stream(
+    def parts(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
-        """The same as it comes."""
+    ) -> AsyncGenerator[Sequence[Delta], None]:
+        """The same as it comes: all that came since the last time."""
         ...
 
     async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Embedding:

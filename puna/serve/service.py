@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from puna import __version__
-from puna.engine.output import Delta, RequestOutput
+from puna.engine.output import Delta, RequestOutput, joined
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
 from puna.serve.deadlines import Stopping
@@ -107,10 +107,11 @@ class Task:
     async def _stream(
         self, number: int, prompt: EncodedPrompt
     ) -> AsyncGenerator[tuple[int, Delta], None]:
-        stream = self.served.backend.stream(prompt, self.params, adapter=self.served.adapter)
-        async with aclosing(stream):
-            async for delta in stream:
-                yield number * self.params.n + delta.index, delta
+        parts = self.served.backend.parts(prompt, self.params, adapter=self.served.adapter)
+        async with aclosing(parts):
+            async for deltas in parts:
+                for delta in joined(deltas):
+                    yield number * self.params.n + delta.index, delta
 
 
 async def task_of(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import pytest
 
@@ -26,23 +27,25 @@ def llm() -> Iterator[AsyncLLM]:
 def test_deltas_are_joined_in_order() -> None:
     first, second = TokenLogprobs(5, -0.5, 1, {}), TokenLogprobs(6, -1.5, 2, {})
     deltas = [Delta(1, "a", (5,), (first,)), Delta(1, "bc", (6,), (second,), "length")]
-    assert joined(deltas) == Delta(1, "abc", (5, 6), (first, second), "length")
-    assert joined(deltas[:1]) is deltas[0]
+    other = Delta(0, "x", (7,))
+    whole = Delta(1, "abc", (5, 6), (first, second), "length")
+    assert joined([deltas[0], other, deltas[1]]) == [whole, other]
+    assert joined([]) == []
 
 
-def test_who_looks_late_gets_all_of_an_output_at_once(llm: AsyncLLM) -> None:
-    async def late() -> list[Delta]:
-        stream = llm.stream("Once upon a time", PARAMS)
-        found = [await anext(stream)]
+def test_who_looks_late_gets_all_at_once(llm: AsyncLLM) -> None:
+    async def late() -> list[Sequence[Delta]]:
+        parts = llm.parts("Once upon a time", PARAMS)
+        found = [await anext(parts)]
         while llm.llm.engine.has_work:  # the loop stands still until the engine is done
             time.sleep(0.01)
-        return found + [delta async for delta in stream]
+        return found + [deltas async for deltas in parts]
 
-    first, *rest = asyncio.run(late())
-    assert len(rest) <= 2 + 1  # one of each output, and what came with the first
+    found = asyncio.run(late())
+    assert len(found) <= 2
     (whole,) = LLM("cria").generate("Once upon a time", PARAMS)
-    for output in whole.outputs:
-        own = joined([delta for delta in (first, *rest) if delta.index == output.index])
+    for output, own in zip(whole.outputs, joined(chain(*found)), strict=True):
+        assert own.index == output.index
         assert own.text == output.text and list(own.token_ids) == output.token_ids
         assert list(own.logprobs) == output.logprobs
         assert own.finish_reason == output.finish_reason
@@ -54,13 +57,13 @@ def test_a_stream_that_begins_and_ends_is_told_at_once(
     # Nothing between is due for an hour: the first token and the end come all the same.
     monkeypatch.setattr(async_llm, "STREAM_INTERVAL", 3600)
 
-    async def run() -> list[Delta]:
+    async def run() -> list[Sequence[Delta]]:
         params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
-        return [delta async for delta in llm.stream("Once upon a time", params)]
+        return [deltas async for deltas in llm.parts("Once upon a time", params)]
 
     found = asyncio.run(run())
-    assert len(found) <= 2 and found[-1].finish_reason == "length"
-    assert sum(len(delta.token_ids) for delta in found) == 40
+    assert len(found) <= 2 and found[-1][-1].finish_reason == "length"
+    assert sum(map(len, found)) == 40
 
 
 def test_a_whole_answer_wakes_its_loop_once(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:

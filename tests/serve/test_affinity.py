@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
-from collections.abc import AsyncIterator
 from itertools import count
 
 import pytest
@@ -17,7 +15,7 @@ from puna.engine.sampling import TokenLogprobs
 from puna.engine.statistics import Statistics
 from puna.serve.replicas.affinity import Affinity, chosen, prefix_keys
 from puna.serve.replicas.told import Told, total
-from puna.serve.replicas.worker import Job, gathered
+from puna.serve.replicas.worker import Job
 
 PROMPT = list(range(100, 148))  # three pages
 
@@ -176,61 +174,6 @@ def test_statistics_of_the_dead_count_as_work_done() -> None:
     )
     assert total([living], [living, dead]) == Statistics(1, 2, 10, 3, 130, 58, 3, 9, 6)
     assert total([], []) == Statistics(*[0] * 9)
-
-
-async def ticks(number: int, event: asyncio.Event) -> AsyncIterator[int]:
-    for n in range(number):
-        if n == 1:
-            await event.wait()
-        yield n
-
-
-def test_what_comes_together_goes_together() -> None:
-    async def collect() -> list[tuple[int, ...]]:
-        event = asyncio.Event()
-        parts = []
-        async for part in gathered(ticks(5, event)):
-            parts.append(part)
-            event.set()
-        return parts
-
-    assert asyncio.run(collect()) == [(0,), (1, 2, 3, 4)]
-
-
-def test_an_error_comes_after_what_was_before_it() -> None:
-    async def failing() -> AsyncIterator[int]:
-        yield 1
-        yield 2
-        raise ValueError("no")
-
-    async def collect(parts: list[tuple[int, ...]]) -> None:
-        async for part in gathered(failing()):
-            parts.append(part)
-
-    parts: list[tuple[int, ...]] = []
-    with pytest.raises(ValueError, match="no"):
-        asyncio.run(collect(parts))
-    assert [n for part in parts for n in part] == [1, 2]
-
-
-def test_leaving_closes_the_stream() -> None:
-    closed = []
-
-    async def endless() -> AsyncIterator[int]:
-        try:
-            while True:
-                yield 1
-                await asyncio.sleep(0)
-        finally:
-            closed.append(True)
-
-    async def leave() -> None:
-        stream = gathered(endless())
-        await anext(stream)
-        await stream.aclose()
-        assert closed
-
-    asyncio.run(leave())
 
 
 def test_what_goes_between_processes_can() -> None:

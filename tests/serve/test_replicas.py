@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,17 @@ async def both(remote: RemoteLLM) -> dict[int, Any]:
 
 def merged(deltas: list[Delta]) -> list[Delta]:
     """All of each output as one delta: where its parts begin and end is a matter of time."""
-    return [
-        joined([delta for delta in deltas if delta.index == index])
-        for index in sorted({delta.index for delta in deltas})
-    ]
+    return sorted(joined(deltas), key=lambda delta: delta.index)
+
+
+async def streamed(
+    llm: RemoteLLM | AsyncLLM, prompt: Any, params: SamplingParams | None = None, **options: Any
+) -> AsyncGenerator[Delta, None]:
+    """What follows a prompt, one delta after another."""
+    async with aclosing(llm.parts(prompt, params, **options)) as parts:
+        async for deltas in parts:
+            for delta in deltas:
+                yield delta
 
 
 async def collected(stream: AsyncIterator[Delta]) -> list[Delta]:
@@ -102,7 +110,7 @@ def test_answers_are_those_of_one_engine(
     remote: RemoteLLM, alone: AsyncLLM, params: SamplingParams
 ) -> None:
     async def ask(llm: Any) -> tuple[Any, list[Delta]]:
-        deltas = await collected(llm.stream("The dog", params))
+        deltas = await collected(streamed(llm, "The dog", params))
         return await llm.generate("The dog", params), deltas
 
     (whole, deltas), (expected, expected_deltas) = asyncio.run(ask(remote)), asyncio.run(ask(alone))
@@ -128,7 +136,7 @@ def test_what_an_engine_refuses_is_refused(remote: RemoteLLM) -> None:
             asyncio.run(remote.generate(prompt, LONG))
         assert not isinstance(error.value, EngineStoppedError)
     with pytest.raises(ValueError, match="adapter"):
-        asyncio.run(collected(remote.stream("The dog", LONG, adapter="none")))
+        asyncio.run(collected(streamed(remote, "The dog", LONG, adapter="none")))
 
 
 @needs_ray
@@ -172,14 +180,14 @@ def test_a_stream_goes_on_when_its_replica_is_killed(remote: RemoteLLM, alone: A
     async def ask() -> tuple[list[Delta], set[int], set[int]]:
         before = await both(remote)
         deltas = []
-        async for delta in remote.stream("The dog", LONG):
+        async for delta in streamed(remote, "The dog", LONG):
             deltas.append(delta)
             if len(deltas) == 1:
                 kill_the_busy(await processes(remote))
         return merged(deltas), set(before), set(await both(remote))
 
     deltas, before, after = asyncio.run(ask())
-    assert deltas == asyncio.run(collected(alone.stream("The dog", LONG)))
+    assert deltas == asyncio.run(collected(streamed(alone, "The dog", LONG)))
     # It was killed, and another was started.
     assert len(before & after) == 1 and len(after) == 2
 
@@ -214,10 +222,10 @@ def test_leaving_frees_the_replica(remote: RemoteLLM) -> None:
 
     async def ask() -> int:
         await both(remote)
-        first = remote.stream("The dog", params)
+        first = streamed(remote, "The dog", params)
         await anext(first)
         await first.aclose()
-        second = remote.stream("The dog", params)
+        second = streamed(remote, "The dog", params)
         seen = 0
         while seen < 50 * params.n:
             seen += len((await anext(second)).token_ids)
@@ -275,7 +283,7 @@ def test_tries_are_bounded_and_have_one_seed(remote: RemoteLLM) -> None:
     deltas: list[Delta] = []
 
     async def ask() -> None:
-        async for delta in dying.stream("The dog"):
+        async for delta in streamed(dying, "The dog"):
             deltas.append(delta)
 
     with pytest.raises(EngineStoppedError, match="4 replicas died"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -69,16 +69,16 @@ class RemoteLLM:
         embedding: Embedding = await self._whole("embed", self._job(prompt, None, adapter))
         return embedding
 
-    async def stream(
+    async def parts(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
+    ) -> AsyncGenerator[Sequence[Delta], None]:
         """What follows a prompt, as it comes. Leaving the loop early ends the request."""
         told = Told()
         tries = self._tries("stream", self._job(prompt, params, adapter), told.again)
         async with aclosing(tries) as parts:
-            async for delta in parts:
-                if rest := told.rest(delta):
-                    yield rest
+            async for deltas in parts:
+                if new := [rest for delta in deltas if (rest := told.rest(delta))]:
+                    yield new
 
     async def statistics(self) -> Statistics:
         """How all replicas stand together; of those that died, what they had done."""
@@ -108,22 +108,23 @@ class RemoteLLM:
 
     async def _whole(self, method: str, job: Job) -> Any:
         async with aclosing(self._tries(method, job)) as parts:
-            async for result in parts:
+            async for (result,) in parts:
                 return result
         raise EngineStoppedError("the replica gave no answer")
 
     async def _tries(
         self, method: str, job: Job, again: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Any, None]:
-        """What a replica answers; where it dies, `again` is called and another's answer follows."""
+        """What a replica answers, some at a time; where it dies, `again` is called and another's
+        answer follows."""
         for _ in range(TRIES):
             if self._closed:
                 raise EngineStoppedError("the engine was closed")
             again()
             try:
                 async with aclosing(self._answer(method, job)) as parts:
-                    async for item in parts:
-                        yield item
+                    async for items in parts:
+                        yield items
                 return
             except RayTaskError as error:  # what a replica raised, not its end
                 if not isinstance(error.cause, RayError):
@@ -139,8 +140,7 @@ class RemoteLLM:
         try:
             await asyncio.wait_for(anext(response), START_SECONDS)
             async for items in response:
-                for item in items:
-                    yield item
+                yield items
         except TimeoutError:
             raise EngineStoppedError(
                 f"no replica took the request within {START_SECONDS:g} s"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from puna.engine.async_llm import AsyncLLM
 from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import EncodedPrompt
 from puna.engine.statistics import Statistics
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +50,10 @@ class Worker:
     async def stream(self, job: Job) -> AsyncIterator[tuple[Delta, ...]]:
         """What follows a prompt, as it comes."""
         yield ()
-        stream = self._llm.stream(job.prompt, job.params, adapter=job.adapter)
-        async with aclosing(gathered(stream)) as parts:
+        parts = self._llm.parts(job.prompt, job.params, adapter=job.adapter)
+        async with aclosing(parts):
             async for deltas in parts:
-                yield deltas
+                yield tuple(deltas)
 
     async def generate(self, job: Job) -> AsyncIterator[tuple[RequestOutput, ...]]:
         """What follows a prompt, whole."""
@@ -71,33 +68,3 @@ class Worker:
     async def report(self) -> Report:
         """How it stands."""
         return Report(os.getpid(), await self._llm.statistics(), self._llm.room(0))
-
-
-async def gathered(stream: AsyncIterator[T]) -> AsyncGenerator[tuple[T, ...], None]:
-    """The items of a stream, those together that come together."""
-    held: list[T] = []
-    news = asyncio.Event()
-
-    async def follow() -> None:
-        try:
-            async for item in stream:
-                held.append(item)
-                news.set()
-        finally:
-            news.set()
-
-    task = asyncio.ensure_future(follow())
-    try:
-        while True:
-            await news.wait()
-            news.clear()
-            if held:
-                taken = tuple(held)
-                held.clear()
-                yield taken
-            if task.done() and not held:
-                task.result()
-                return
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
