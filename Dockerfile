@@ -1,5 +1,5 @@
 # docker build -t puna .
-# docker run -e PUNA_API_KEY=... -p 8000:8000 -v puna:/data puna [options and models of puna serve]
+# docker run --init -e PUNA_API_KEY=... -p 8000:8000 -v puna:/data puna [options and models of puna serve]
 # With --build-arg EXTRAS=ray for --replicas.
 
 FROM python:3.12-slim AS build

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from puna.commands.cache import cache_folder
@@ -67,7 +68,9 @@ def _backends(
         for adapter in loras.values():
             opened_adapter(adapter)
     plans = {
-        source: Plan(resolve(source), partial(load_engine, source, loras), options)
+        source: Plan(
+            resolve(source, options["tokenizer"]), partial(load_engine, source, loras), options
+        )
         for source, loras in models.items()
     }
     with replicas(plans, count, ray_address) as backends:
@@ -75,8 +78,14 @@ def _backends(
 
 
 def load_engine(
-    model: str, adapters: Mapping[str, str], *, draft: str | None = None, **options: Any
+    model: str,
+    adapters: Mapping[str, str],
+    *,
+    tokenizer: Path | None = None,
+    draft: str | None = None,
+    **options: Any,
 ) -> AsyncLLM:
     """An engine as the options of `puna serve` describe it; also what each replica calls."""
     loras = {name: opened_adapter(adapter) for name, adapter in adapters.items()}
-    return AsyncLLM(resolve(model), adapters=loras, draft=opened_draft(draft), **options)
+    checkpoint = resolve(model, tokenizer)
+    return AsyncLLM(checkpoint, adapters=loras, draft=opened_draft(draft), **options)

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from puna.commands.options import compute_options, draft_option, kv_dtype_option
+from puna.commands.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from puna.serve.keys import Keys
 
 
-@click.command()
-@click.argument("models", nargs=-1, metavar="[NAME=]MODEL...")
+# Of the extra `serve`: what is imported before anything can be said.
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+HEADINGS = {
+    "more_models": "Models",
+    "device": "How they run",
+    "host": "Address",
+    "api_keys": "Who may ask",
+    "max_requests": "How much, how long",
+    "log_requests": "Log and pages",
+}
+
+
+@click.command(cls=SectionedCommand, headings=HEADINGS)
+@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
+@click.option(
+    "--model", "-m", "more_models", multiple=True, metavar="[NAME=]MODEL",
+    help="The same as an argument; repeatable.  [default: cria]",
+)  # fmt: skip
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
+    help="Tokenizer file, where none lies beside the weights.",
+)  # fmt: skip
 @click.option(
     "--lora", "adapters", multiple=True, metavar="NAME=ADAPTER",
-    help="Serve the model with this LoRA adapter as NAME; NAME@MODEL=... with several models.",
+    help="Serve the model with this LoRA adapter as NAME; NAME@MODEL=... with several models; "
+    "repeatable.",
 )  # fmt: skip
 @compute_options
 @kv_dtype_option
-@draft_option
 @click.option(
     "--kv-tokens", type=click.IntRange(min=1), metavar="N",
     help="Hold keys and values of N tokens.  [default: what suits the free memory]",
@@ -32,7 +55,11 @@ if TYPE_CHECKING:
     "--max-sequences", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
     help="Run at most N outputs together; the others wait.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads of the model.")
+@draft_option
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N",
+    help="Processor threads of each engine.  [default: one a core; 1 for a tiny model]",
+)  # fmt: skip
 @click.option(
     "--replicas", type=click.IntRange(min=1), metavar="N",
     help="Run each model N times, in processes of their own on Ray Serve.  [default: once, here]",
@@ -41,16 +68,26 @@ if TYPE_CHECKING:
     "--ray-address", metavar="HOST:PORT",
     help="With --replicas, use the machines of this Ray cluster.  [default: this one]",
 )  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to listen."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="PORT",
     help="Port; 0 is any that is free.",
 )  # fmt: skip
 @click.option(
-    "--uds", type=click.Path(path_type=Path), metavar="PATH", help="A Unix socket instead."
+    "--uds",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen at this Unix socket instead.",
 )
-@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="PEM", help="Serve HTTPS.")
-@click.option("--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The key to it.")
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Serve HTTPS with this certificate.",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="Its private key.")
 @click.option(
     "--api-keys", type=click.Path(path_type=Path), metavar="FILE",
     help="Lines NAME:KEY; also PUNA_API_KEY. Needed unless --host is this machine alone.",
@@ -80,20 +117,30 @@ if TYPE_CHECKING:
     metavar="SECONDS", help="Break off an answer that takes longer.",
 )  # fmt: skip
 @click.option(
+    "--drain-delay", type=click.FloatRange(min=0), default=0, show_default=True,
+    metavar="SECONDS", help="After SIGTERM, first say so at /ready and take requests so long.",
+)  # fmt: skip
+@click.option(
     "--drain-timeout", type=click.FloatRange(min=0), default=30, show_default=True,
-    metavar="SECONDS", help="After SIGTERM, wait so long for what runs.",
+    metavar="SECONDS", help="Then wait so long for what runs.",
 )  # fmt: skip
 @click.option(
     "--log/--no-log", "log_requests", default=True, show_default=True,
     help="A line of JSON for each request, on standard error; without what people wrote.",
 )  # fmt: skip
 @click.option(
-    "--access-log", type=click.Path(path_type=Path), metavar="FILE", help="Those lines in a file."
+    "--access-log",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write those lines to this file instead.",
 )
-@click.option("--log-prompts", is_flag=True, help="Log also the beginning of what people wrote.")
-@click.option("--web/--no-web", default=True, show_default=True, help="The chat at /.")
+@click.option(
+    "--log-prompts", is_flag=True, help="Log also the first 4096 characters of what people wrote."
+)
+@click.option("--web/--no-web", default=True, show_default=True, help="Show the chat at /.")
 def serve(
     models: tuple[str, ...],
+    more_models: tuple[str, ...],
     adapters: tuple[str, ...],
     host: str,
     port: int,
@@ -107,6 +154,7 @@ def serve(
     max_new_tokens: int | None,
     max_body: int,
     timeout: float,
+    drain_delay: float,
     drain_timeout: float,
     log_requests: bool,
     access_log: Path | None,
@@ -121,23 +169,22 @@ def serve(
     Serves the shipped model where none is named. Each [NAME=]MODEL is a file or folder in any
     format, a shipped model, or a hub's; clients ask for it by its own name or NAME.
     """
-    try:
-        import fastapi  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "puna serve needs FastAPI and uvicorn: pip install 'puna[serve]'"
-        ) from None
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"puna serve needs {', '.join(missing)}: pip install 'puna[serve]'")
     from puna.commands.engines import loaded
     from puna.serve.access_log import open_log
     from puna.serve.deadlines import Stopping
-    from puna.serve.exposure import check_exposure
-    from puna.serve.running import RunOptions, bind, bind_unix, check_tls, run
+    from puna.serve.exposure import check_exposure, check_origins
+    from puna.serve.listening import bind, bind_unix, check_tls, closed_after
+    from puna.serve.running import RunOptions, run
     from puna.serve.service import Limits
     from puna.serve.stack import Logging, Protection, build
 
     keys = _keys(api_keys)
     if uds is None:
         check_exposure(host, keys)
+    check_origins(origins)
     check_tls(tls_cert, tls_key)
     # The address first: a port in use is said before a large model is loaded.
     listener = bind(host, port) if uds is None else bind_unix(uds)
@@ -151,8 +198,12 @@ def serve(
         seconds=timeout,
     )
     log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
-    options = RunOptions(drain_timeout=drain_timeout, tls_cert=tls_cert, tls_key=tls_key)
-    with loaded(models or ("cria",), adapters, engine, replicas, ray_address) as served:
+    options = RunOptions(drain_timeout, drain_delay, tls_cert=tls_cert, tls_key=tls_key)
+    asked = (*models, *more_models) or ("cria",)
+    with (
+        closed_after(listener),
+        loaded(asked, adapters, engine, replicas, ray_address) as served,
+    ):
         app = build(
             served,
             stopping,

@@ -32,6 +32,7 @@ VERSIONED = (catalog, completions.router, chat.router, embeddings.router)  # und
 UNVERSIONED = (tokens.router, state)
 
 _TYPES = ("str", "int")
+MAX_SHOWN = 256  # characters of what a client asked for
 
 
 def create_app(
@@ -104,7 +105,7 @@ async def ready(request: Request) -> Response:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    problem = _problem(error)
+    problem = _problem(request, error)
     if problem.status >= 500:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     # ASCII, for what a client sent may be no valid Unicode.
@@ -112,20 +113,30 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return Response(text, problem.status, problem.headers, "application/json")
 
 
-def _problem(error: Exception) -> APIError:
+def _problem(request: Request, error: Exception) -> APIError:
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _invalid(request, error)
     if isinstance(error, HTTPException):
-        kinds = {404: "there is no such page", 405: "this page takes another method"}
-        detail = kinds.get(error.status_code, str(error.detail))
+        path = request.url.path[:MAX_SHOWN]
+        told = {
+            404: f"there is no {path}; /docs says what there is",
+            405: f"{path} does not take {request.method[:MAX_SHOWN]}; /docs says what it takes",
+        }
+        detail = told.get(error.status_code, str(error.detail))
         return APIError(error.status_code, detail, headers=error.headers)
     return as_api_error(error)
 
 
-def _invalid(error: RequestValidationError) -> APIError:
-    """The first thing that is wrong with a body, and where."""
-    # Of a choice of types each has its error; the one deepest in the body knows most.
-    first = max(error.errors(), key=lambda each: len(each["loc"]))
+def _invalid(request: Request, error: RequestValidationError) -> APIError:
+    """What is wrong first with a request's body, and where."""
+    # Of a choice of types each has its error; the one deepest in the body knows most. A field that
+    # is not known tells more than that another one, which it may be misspelt for, is missing.
+    first = max(
+        error.errors(), key=lambda each: (len(each["loc"]), each["type"] == "extra_forbidden")
+    )
+    is_json = "json" in request.headers.get("content-type", "")
+    if first["loc"] == ("body",) and not is_json and first["input"]:
+        return APIError(400, "send the body with the header `Content-Type: application/json`")
     if first["type"] == "json_invalid":
         return APIError(
             400, f"the body is no JSON ({first['ctx']['error']}, at {first['loc'][-1]})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from puna.serve.errors import APIError, App, Message, Receive, Scope, Send, send_error
+from puna.serve.errors import APIError, App, Message, Receive, Scope, Send, error_type, send_error
 from puna.serve.facts import facts_of
 
 
@@ -73,7 +73,7 @@ class Deadline:
         if not timer.expired() or is_complete:
             return None
         error = self._error()
-        facts_of(scope).error = error.code
+        facts_of(scope).error = error_type(error.status)
         if not is_started:
             return await send_error(send, error)
         if is_events:

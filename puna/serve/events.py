@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from puna.serve.errors import Receive, Scope, Send, as_api_error, error_type
+from puna.serve.errors import DISCONNECTED, Receive, Scope, Send, as_api_error, error_type
 from puna.serve.facts import facts_of
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ class WholeAnswer(Response):
         try:
             body = await unless_gone(receive, self._work)
         except GoneError:
-            # nginx's number for it; nobody gets it, the access log does.
-            await Response(status_code=499)(scope, receive, send)
+            # Nobody gets it; the access log does.
+            await Response(status_code=DISCONNECTED)(scope, receive, send)
         else:
             await JSONResponse(body)(scope, receive, send)
 
@@ -83,7 +83,7 @@ class EventStream(Response):
             await unless_gone(receive, self._whole(scope, send))
         except GoneError:
             if not self._started:
-                await Response(status_code=499)(scope, receive, send)
+                await Response(status_code=DISCONNECTED)(scope, receive, send)
 
     async def _whole(self, scope: Scope, send: Send) -> None:
         try:

@@ -30,6 +30,21 @@ def check_exposure(host: str, keys: Keys | None) -> None:
         )
 
 
+def check_origins(origins: Collection[str]) -> None:
+    """Raises ValueError for what no browser sends as `Origin`; `*` is any."""
+    for origin in origins:
+        try:
+            parts = urlsplit(origin)
+            given = f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.hostname else ""
+        except ValueError:
+            given = ""
+        if origin != "*" and origin != given.lower():
+            raise ValueError(
+                f"--cors-origin {origin}: write it as browsers do, such as https://chat.example, "
+                "in small letters and without a path, or * for any"
+            )
+
+
 class LocalOnly:
     """ASGI: without keys, refuses what a web page of someone else made the browser send.
 

@@ -20,7 +20,6 @@ class Facts:
     request_id: str = ""
     key_name: str | None = None
     model: str | None = None  # as served, never as asked for: it becomes a label
-    route: str | None = None  # the pattern that matched, such as /v1/models/{model}
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None  # the kind of error, also when it came after the status was sent

@@ -157,9 +157,9 @@ def _label(value: str | None, known: Collection[str]) -> str:
     return value if value in known else OTHER
 
 
-def route_of(scope: Scope, facts: Facts) -> str | None:
-    """The pattern that the router matched, or what a handler said."""
-    return facts.route or getattr(scope.get("route"), "path", None)
+def route_of(scope: Scope) -> str | None:
+    """The pattern that the router matched, such as `/v1/models/{model}`."""
+    return getattr(scope.get("route"), "path", None)
 
 
 class MeasureRequests:
@@ -189,5 +189,5 @@ class MeasureRequests:
             finally:
                 status = status or unanswered
                 seconds = time.perf_counter() - facts.started_at
-                self.metrics.record(facts, route_of(scope, facts), status, seconds)
+                self.metrics.record(facts, route_of(scope), status, seconds)
         return None

@@ -30,6 +30,8 @@ def models_asked(arguments: Sequence[str]) -> list[Asked]:
         name, found, source = argument.partition("=")
         if not found or Path(argument).exists():
             name, source = _own_name(argument), argument
+        elif not source:
+            raise ValueError(f"{argument} names no model: write NAME=MODEL")
         asked.append(Asked(_checked(name, argument), source))
     return _unique(asked)
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 WEB = Path(__file__).with_name("web")
-PAGES = {"/": "index.html", "/docs": "api.html"}
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 # What is served, by the end of its name. Licences and notes lie beside the files and are not.
 MEDIA_TYPES = {

@@ -24,7 +24,6 @@ from puna.engine.params import SamplingParams
 
 Integer = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 T = TypeVar("T")
 # A list is left at its first error: to report a million takes a minute and gigabytes.
 Many = Annotated[list[T], Field(fail_fast=True)]

@@ -20,7 +20,8 @@ from puna.serve.facts import facts_of
 from puna.serve.gate import Admission, Gate
 from puna.serve.keys import Keys, RequireKey
 from puna.serve.limits import BodyLimit
-from puna.serve.running import RunOptions, bind, make_server, run
+from puna.serve.listening import bind
+from puna.serve.running import RunOptions, make_server, run
 
 KEY = "sk-0123456789abcdef"
 

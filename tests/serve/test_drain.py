@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from puna.serve.running import RunOptions, bind, bind_unix, check_tls, url_of
+from puna.serve.listening import bind, bind_unix, check_tls, closed_after, url_of
+from puna.serve.running import RunOptions
 from tests.serve.apps import KEY, make_app, serving
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +203,9 @@ def test_a_unix_socket_is_its_owners_and_replaces_a_dead_one() -> None:
             transport = httpx.HTTPTransport(uds=str(path))
             with httpx.Client(transport=transport) as client:
                 assert client.post("http://localhost/echo", content=b"four").text == "4"
-        path.unlink()
+        with closed_after(bind_unix(path)):
+            assert path.exists()
+        assert not path.exists()
         path.write_text("not a socket")
         with pytest.raises(ValueError, match="is no socket"):
             bind_unix(path)
@@ -215,11 +218,11 @@ def test_tls_files_come_in_pairs_that_can_be_read(tmp_path: Path) -> None:
     check_tls(None, None)
     with pytest.raises(ValueError, match="go together"):
         check_tls(tmp_path / "cert.pem", None)
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match=r"--tls-cert .*cert.pem: No such file"):
         check_tls(tmp_path / "cert.pem", tmp_path / "key.pem")
     (tmp_path / "cert.pem").write_text("nothing")
     (tmp_path / "key.pem").write_text("nothing")
-    with pytest.raises(ValueError, match=r"cert\.pem"):
+    with pytest.raises(ValueError, match=r"cert\.pem and .* are no PEM"):
         check_tls(tmp_path / "cert.pem", tmp_path / "key.pem")
 
 

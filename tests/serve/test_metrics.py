@@ -49,7 +49,7 @@ def filled(model: str | None, key: str | None) -> Any:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         facts = facts_of(scope)
         facts.model, facts.key_name, facts.prompt_tokens = model, key, 11
-        facts.route = scope["path"]
+        scope["route"] = Route(scope["path"], inner)
         await inner(scope, receive, send)
 
     return app

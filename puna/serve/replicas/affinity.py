@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 from puna.engine.pages import chain
+from puna.kernels.kv_types import PAGE_SIZE
 
-PAGE_TOKENS = 16
 MAX_PAGES = 256  # of a prompt that are compared
 MAX_KEYS = 1 << 16  # that are remembered: as many as there are pages for a million tokens
 
@@ -24,9 +24,9 @@ def prefix_keys(tokens: Sequence[int], adapter: str | None = None) -> list[bytes
     """
     key = hashlib.blake2b((adapter or "").encode(), digest_size=32).digest()
     keys = []
-    for begin in range(0, min(len(tokens), MAX_PAGES * PAGE_TOKENS) - PAGE_TOKENS + 1, PAGE_TOKENS):
+    for begin in range(0, min(len(tokens), MAX_PAGES * PAGE_SIZE) - PAGE_SIZE + 1, PAGE_SIZE):
         try:
-            key = chain(key, tokens[begin : begin + PAGE_TOKENS])
+            key = chain(key, tokens[begin : begin + PAGE_SIZE])
         except OverflowError:
             return []
         keys.append(key)
