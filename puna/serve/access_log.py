@@ -14,7 +14,8 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from puna.serve.errors import DISCONNECTED, App, Message, Receive, Scope, Send
+from puna.serve.asgi import App, Message, Receive, Scope, Send, header_values
+from puna.serve.errors import DISCONNECTED
 from puna.serve.facts import Facts, facts_of
 from puna.serve.keys import MAX_KEY_LENGTH
 
@@ -44,8 +45,8 @@ def open_log(path: Path | None) -> logging.Logger:
 
 def request_id(scope: Scope) -> str:
     """The client's `X-Request-Id` where it is short and plain, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+    for value in header_values(scope, b"x-request-id"):
+        if _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return f"req-{uuid.uuid4().hex}"
 

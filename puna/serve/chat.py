@@ -6,7 +6,6 @@ https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -19,7 +18,7 @@ from puna.serve.logprobs import chat_logprobs
 from puna.serve.requests import ChatRequest
 from puna.serve.response_format import response_schema
 from puna.serve.responses import ChatEvent, ChatResponse, answers
-from puna.serve.service import FINGERPRINT, Task, new_id, now, service_of, task_of, usage
+from puna.serve.service import Task, answer_head, service_of, task_of, usage
 from puna.serve.tool_messages import dialog_of
 from puna.serve.tool_stream import Answer, ArgumentsDelta, CallStart, TextDelta
 from puna.serve.tools import Tools, read_tools
@@ -59,7 +58,11 @@ async def _whole(task: Task, tools: Tools) -> Event:
         result.num_cached_tokens,
     )
     choices = [_choice(task, tools, number, output) for number, output in enumerate(result.outputs)]
-    return {**_head(task, "chat.completion"), "choices": choices, "usage": counts}
+    return {
+        **answer_head("chatcmpl", "chat.completion", task.served.name),
+        "choices": choices,
+        "usage": counts,
+    }
 
 
 def _choice(task: Task, tools: Tools, index: int, output: Completion) -> Event:
@@ -98,7 +101,7 @@ def _logprobs(task: Task, content: list[TokenLogprobs] | None, *, first: bool) -
 
 
 async def _events(task: Task, body: ChatRequest, tools: Tools) -> AsyncGenerator[Event, None]:
-    head = _head(task, "chat.completion.chunk")
+    head = answer_head("chatcmpl", "chat.completion.chunk", task.served.name)
     counted = body.counts_usage
     if counted:
         head["usage"] = None
@@ -177,13 +180,3 @@ class _Streamed:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-
-
-def _head(task: Task, kind: str) -> dict[str, Any]:
-    return {
-        "id": new_id("chatcmpl"),
-        "object": kind,
-        "created": now(),
-        "model": task.served.name,
-        "system_fingerprint": FINGERPRINT,
-    }

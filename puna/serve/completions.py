@@ -6,31 +6,22 @@ https://platform.openai.com/docs/api-reference/completions
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from puna.engine.output import Completion, Delta, RequestOutput
-from puna.engine.prompts import EncodedPrompt, Prompt
+from puna.engine.prompts import EncodedPrompt
 from puna.engine.sampling import TokenLogprobs
 from puna.serve.errors import APIError
 from puna.serve.events import Event, EventStream, WholeAnswer
 from puna.serve.logprobs import CompletionLogprobs
 from puna.serve.requests import CompletionRequest
 from puna.serve.responses import CompletionResponse, answers
-from puna.serve.service import (
-    FINGERPRINT,
-    Limits,
-    Task,
-    new_id,
-    now,
-    service_of,
-    task_of,
-    usage,
-)
+from puna.serve.service import Limits, Task, answer_head, prompts_of, service_of, task_of, usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+KIND = "text_completion"  # an answer's `object`
 
 router = APIRouter(tags=["Answers"])
 
@@ -51,17 +42,6 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if body.stream:
         return EventStream(_events(task, body))
     return WholeAnswer(_whole(task, body))
-
-
-def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
-    """The prompts of a request: texts or token ids, one or several."""
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise APIError(400, "there is no prompt", param="prompt")
-    if isinstance(given[0], int):
-        return [given]
-    return list(given)
 
 
 def _max_tokens(body: CompletionRequest, limits: Limits) -> int:
@@ -91,7 +71,7 @@ async def _whole(task: Task, body: CompletionRequest) -> Event:
         sum(len(output.token_ids) for result in results for output in result.outputs),
         sum(result.num_cached_tokens for result in results),
     )
-    return {**_head(task), "choices": choices, "usage": counts}
+    return {**answer_head("cmpl", KIND, task.served.name), "choices": choices, "usage": counts}
 
 
 def _choice(
@@ -122,7 +102,7 @@ def _choice(
 
 
 async def _events(task: Task, body: CompletionRequest) -> AsyncGenerator[Event, None]:
-    head = _head(task)
+    head = answer_head("cmpl", KIND, task.served.name)
     counted = body.counts_usage
     if counted:
         head["usage"] = None
@@ -161,13 +141,3 @@ def _text_of(task: Task, prompt: EncodedPrompt) -> str:
     if prompt.text is not None:
         return prompt.text
     return task.served.backend.tokenizer.decode(prompt.ids)
-
-
-def _head(task: Task) -> dict[str, Any]:
-    return {
-        "id": new_id("cmpl"),
-        "object": "text_completion",
-        "created": now(),
-        "model": task.served.name,
-        "system_fingerprint": FINGERPRINT,
-    }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
-from puna.serve.errors import APIError, App, Message, Receive, Scope, Send, error_type, send_error
+from puna.serve.asgi import App, Message, Receive, Scope, Send
+from puna.serve.errors import APIError, error_type, send_error
 from puna.serve.facts import facts_of
 
 

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from puna.engine.output import Embedding
-from puna.serve.completions import prompts_of
+from puna.serve.concurrency import together
 from puna.serve.errors import APIError
 from puna.serve.events import Event, WholeAnswer
 from puna.serve.facts import facts_of
 from puna.serve.requests import EmbeddingRequest
 from puna.serve.responses import EmbeddingResponse, answers
-from puna.serve.service import encoded_prompts, service_of, together
+from puna.serve.service import encoded_prompts, prompts_of, service_of
 
 router = APIRouter(tags=["Embeddings"])
 

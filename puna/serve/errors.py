@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from puna.engine.async_llm import EngineStoppedError
 from puna.engine.engine import ContextLengthError
+from puna.serve.asgi import Send
 
 # How errors begin that say which field they are about: `messages[3].content: ...`.
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
@@ -30,12 +31,6 @@ ERRORS = {
 }
 OTHER_ERRORS = {4: "invalid_request", 5: "internal"}  # by the status's first digit
 ERROR_TYPES = frozenset(ERRORS.values()) | frozenset(OTHER_ERRORS.values())
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class APIError(Exception):

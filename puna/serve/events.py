@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from puna.serve.errors import DISCONNECTED, Receive, Scope, Send, as_api_error, error_type
+from puna.serve.asgi import Receive, Scope, Send
+from puna.serve.errors import DISCONNECTED, as_api_error, error_type
 from puna.serve.facts import facts_of
 
 T = TypeVar("T")

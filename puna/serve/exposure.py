@@ -6,7 +6,8 @@ import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from puna.serve.errors import APIError, App, Receive, Scope, Send, send_error
+from puna.serve.asgi import App, Receive, Scope, Send, header_values
+from puna.serve.errors import APIError, send_error
 from puna.serve.keys import Keys
 
 
@@ -85,7 +86,7 @@ class LocalOnly:
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1").strip() for key, value in scope["headers"] if key == name]
+    return [value.decode("latin-1") for value in header_values(scope, name)]
 
 
 def _hostname(host: str) -> str:

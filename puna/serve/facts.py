@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from puna.serve.errors import Scope
+from puna.serve.asgi import Scope
 
 KEY = "facts"  # where in scope["state"], so `request.state.facts` in a handler
 

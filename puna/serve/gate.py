@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
-from puna.serve.errors import APIError, App, Receive, Scope, Send, send_error
+from puna.serve.asgi import App, Receive, Scope, Send
+from puna.serve.errors import APIError, send_error
 
 MAX_RETRY_SECONDS = 60
 SMOOTHING = 0.1  # the newest duration's share of the average

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from puna.serve.errors import APIError, App, Receive, Scope, Send, send_error
+from puna.serve.asgi import App, Receive, Scope, Send, header_values
+from puna.serve.errors import APIError, send_error
 from puna.serve.facts import facts_of
 
 MIN_KEY_LENGTH = 16
 MAX_KEY_LENGTH = 512
 DEFAULT_NAME = "default"  # of a key that comes alone, from PUNA_API_KEY
-PUBLIC_PATHS = frozenset({"/", "/health", "/ready"})
+PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/ready"})
 PUBLIC_PREFIXES = ("/web/",)
 
 _SEPARATOR = re.compile(r"\s*:\s*|\s+")
@@ -141,14 +142,12 @@ def environment_keys(key: str | None, keys: str | None) -> Keys | None:
 class RequireKey:
     """ASGI: answers 401 to what has no known bearer key and asks for more than a public page."""
 
-    def __init__(self, app: App, keys: Keys, public: Collection[str] = ()) -> None:
-        """`public`: paths that need no key, besides the pages, `/health` and `/ready`."""
+    def __init__(self, app: App, keys: Keys) -> None:
         self.app = app
         self.keys = keys
-        self.public = PUBLIC_PATHS | frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_public(scope["path"]):
+        if scope["type"] == "lifespan" or is_public(scope["path"]):
             return await self.app(scope, receive, send)
         presented = bearer(scope)
         name = None if presented is None else self.keys.name_of(presented)
@@ -164,15 +163,17 @@ class RequireKey:
         facts_of(scope).key_name = name
         return await self.app(scope, receive, send)
 
-    def _is_public(self, path: str) -> bool:
-        return path in self.public or path.startswith(PUBLIC_PREFIXES)
+
+def is_public(path: str) -> bool:
+    """Whether a path needs no key: the pages, their files, and whether the server is there."""
+    return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)
 
 
 def bearer(scope: Scope) -> bytes | None:
     """The token of the request's Authorization header; None without, or with another scheme."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    values = header_values(scope, b"authorization")
     if len(values) != 1:
         return None
-    scheme, _, token = values[0].strip().partition(b" ")
+    scheme, _, token = values[0].partition(b" ")
     token = token.strip()
     return token if scheme.lower() == b"bearer" and token else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from puna.serve.errors import APIError, App, Message, Receive, Scope, Send, send_error
+from puna.serve.asgi import App, Message, Receive, Scope, Send, header_values
+from puna.serve.errors import APIError, send_error
 
 LINGER_SECONDS = 2.0  # in which a refused client may go on sending and still read the answer
 
@@ -65,17 +66,15 @@ class BodyLimit:
         await send_error(send_open, error)
         # To close on bytes that were not read resets the connection, and the answer may be lost.
         # Who waits for "100 Continue" has sent nothing, and must not be told to.
-        if all(name != b"expect" for name, _ in scope["headers"]):
+        if not header_values(scope, b"expect"):
             await _discard(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _content_length(scope: Scope) -> int:
     """What the header says; 0 without one, which chunked bodies have not."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return 0
+    lengths = [value for value in header_values(scope, b"content-length") if value.isdigit()]
+    return int(lengths[0][:20]) if lengths else 0
 
 
 async def _discard(receive: Receive) -> None:

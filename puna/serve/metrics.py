@@ -13,16 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.engine.statistics import Statistics
-from puna.serve.errors import (
-    DISCONNECTED,
-    ERROR_TYPES,
-    App,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    error_type,
-)
+from puna.serve.asgi import App, Message, Receive, Scope, Send
+from puna.serve.errors import DISCONNECTED, ERROR_TYPES, error_type
 from puna.serve.facts import Facts, facts_of
 
 NONE = "none"  # the label of what a request has not

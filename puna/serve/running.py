@@ -13,9 +13,9 @@ from types import FrameType
 
 import uvicorn
 
+from puna.serve.asgi import App
 from puna.serve.connections import timed_protocol
 from puna.serve.deadlines import Stopping
-from puna.serve.errors import App
 from puna.serve.listening import BACKLOG, url_of
 
 POLL_SECONDS = 0.02  # how often a stopping server looks whether its requests are done

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 
@@ -16,13 +16,12 @@ from puna import __version__
 from puna.engine.output import Delta, RequestOutput, joined
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
+from puna.serve.concurrency import merged, together
 from puna.serve.deadlines import Stopping
 from puna.serve.errors import APIError
 from puna.serve.facts import Facts, facts_of
 from puna.serve.models import Models, Served
 from puna.serve.vetting import Vetting
-
-T = TypeVar("T")
 
 # What answers: a seed gives the same again from the same build. OpenAI's field; any text will do.
 FINGERPRINT = f"b{__version__}"
@@ -161,6 +160,17 @@ async def encoded_prompts(
     return encoded
 
 
+def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
+    """The prompts of a request: texts or token ids, one or several."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise APIError(400, "there is no prompt", param="prompt")
+    if isinstance(given[0], int):
+        return [given]
+    return list(given)
+
+
 async def encoded_prompt(served: Served, prompt: Prompt | Dialog) -> EncodedPrompt:
     """Encodes a prompt, a long one beside what else is to be done."""
     tokenizer = served.backend.tokenizer
@@ -171,55 +181,15 @@ async def encoded_prompt(served: Served, prompt: Prompt | Dialog) -> EncodedProm
     return await asyncio.to_thread(encode, tokenizer, prompt)
 
 
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of it at once. Where one fails, the others are cancelled."""
-    runs = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*runs)
-    finally:
-        for run in runs:
-            run.cancel()
-        await asyncio.gather(*runs, return_exceptions=True)
-
-
-async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """What comes from any of them, as it comes. Where one fails, the others are closed."""
-    news: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=64)
-
-    async def follow(stream: AsyncGenerator[T, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for new in stream:
-                    await news.put(new)
-            await news.put(None)
-        except Exception as error:
-            await news.put(error)
-
-    runs = [asyncio.ensure_future(follow(stream)) for stream in streams]
-    try:
-        left = len(runs)
-        while left:
-            new = await news.get()
-            if new is None:
-                left -= 1
-            elif isinstance(new, Exception):
-                raise new
-            else:
-                yield new
-    finally:
-        for run in runs:
-            run.cancel()
-        await asyncio.gather(*runs, return_exceptions=True)
-
-
-def new_id(kind: str) -> str:
-    """A name for an answer."""
-    return f"{kind}-{uuid.uuid4().hex}"
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
+def answer_head(id_prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """What every object of an answer begins with: its own id, its `object`, when it was begun."""
+    return {
+        "id": f"{id_prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": FINGERPRINT,
+    }
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached: int | None = None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from starlette.routing import Route
 from puna.engine.statistics import Statistics
 from puna.serve.access_log import AccessLog
 from puna.serve.app import UNVERSIONED, VERSIONED, create_app
+from puna.serve.asgi import App
 from puna.serve.deadlines import Deadline, Stopping
-from puna.serve.errors import App
 from puna.serve.exposure import LocalOnly
 from puna.serve.gate import Admission, Gate
 from puna.serve.keys import Keys, RequireKey
@@ -25,7 +25,6 @@ from puna.serve.service import Limits
 
 # What runs the model, and so has to wait for its turn.
 WORK = ("/completions", "/chat/completions", "/embeddings")
-DOCUMENTATION = ("/docs", "/openapi.json")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _protected(app: App, protection: Protection, stopping: Stopping) -> App:
     app = BodyLimit(app, protection.max_body_bytes, protection.body_seconds)
     app = Deadline(app, stopping, protection.seconds)
     if protection.keys:
-        app = RequireKey(app, protection.keys, DOCUMENTATION)
+        app = RequireKey(app, protection.keys)
     else:
         app = LocalOnly(app, protection.hosts, protection.origins)
     if protection.origins:

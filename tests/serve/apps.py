@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from puna.serve.access_log import AccessLog
+from puna.serve.asgi import App, Message, Receive, Scope, Send
 from puna.serve.deadlines import Deadline, Stopping
-from puna.serve.errors import App, Message, Receive, Scope, Send
 from puna.serve.facts import facts_of
 from puna.serve.gate import Admission, Gate
 from puna.serve.keys import Keys, RequireKey

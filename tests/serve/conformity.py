@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from puna.serve import responses
-from puna.serve.errors import App, Message, Receive, Scope, Send
+from puna.serve.asgi import App, Message, Receive, Scope, Send
 
 # Path -> shape of the whole answer, and of an event.
 SHAPES: list[tuple[str, type[responses.Shape], type[responses.Shape] | None]] = [

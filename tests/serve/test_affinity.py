@@ -14,7 +14,7 @@ from puna.engine.prompts import EncodedPrompt
 from puna.engine.sampling import TokenLogprobs
 from puna.engine.statistics import Statistics
 from puna.serve.replicas.affinity import Affinity, chosen, prefix_keys
-from puna.serve.replicas.told import Told, total
+from puna.serve.replicas.delivered import Delivered, total
 from puna.serve.replicas.worker import Job
 
 PROMPT = list(range(100, 148))  # three pages
@@ -126,45 +126,45 @@ def delta(text: str, index: int = 0, reason: str | None = None) -> Delta:
     return Delta(index, text, tokens, logprobs, reason)
 
 
-def rests(told: Told, *deltas: Delta) -> list[Delta | None]:
-    told.again()
-    return [told.rest(each) for each in deltas]
+def rests(delivered: Delivered, *deltas: Delta) -> list[Delta | None]:
+    delivered.again()
+    return [delivered.rest(each) for each in deltas]
 
 
 def test_what_was_told_is_not_told_again() -> None:
-    told = Told()
+    delivered = Delivered()
     first = [delta("aabb"), delta("xx", 1), delta("cc")]
-    assert rests(told, *first) == first
+    assert rests(delivered, *first) == first
     # The same, but for where its parts begin and end.
-    assert rests(told, delta("aa"), delta("bbccdd"), delta("xxyy", 1)) == [
+    assert rests(delivered, delta("aa"), delta("bbccdd"), delta("xxyy", 1)) == [
         None, delta("dd"), delta("yy", 1),
     ]  # fmt: skip
-    assert rests(told, delta("aabbccdd"), delta("ee")) == [None, delta("ee")]
+    assert rests(delivered, delta("aabbccdd"), delta("ee")) == [None, delta("ee")]
 
 
 def test_an_output_ends_once() -> None:
-    told = Told()
+    delivered = Delivered()
     first = [delta("aa"), Delta(0, "", (), (), "length"), delta("xx", 1)]
-    assert rests(told, *first) == first
-    assert rests(told, delta("aa", reason="length"), delta("xxyy", 1, "stop")) == [
+    assert rests(delivered, *first) == first
+    assert rests(delivered, delta("aa", reason="length"), delta("xxyy", 1, "stop")) == [
         None, delta("yy", 1, "stop"),
     ]  # fmt: skip
 
 
 def test_text_that_was_held_back_comes_with_its_token() -> None:
-    told = Told()
+    delivered = Delivered()
     held = Delta(0, "", (1, 2))
-    assert rests(told, held) == [held]
-    assert rests(told, Delta(0, "abc", (1, 2, 3))) == [Delta(0, "abc", (3,))]
-    assert rests(told, held, Delta(0, "abc", (3,)), Delta(0, "", ())) == [None] * 3
+    assert rests(delivered, held) == [held]
+    assert rests(delivered, Delta(0, "abc", (1, 2, 3))) == [Delta(0, "abc", (3,))]
+    assert rests(delivered, held, Delta(0, "abc", (3,)), Delta(0, "", ())) == [None] * 3
 
 
 @pytest.mark.parametrize("other", [Delta(0, "aa", (1,)), Delta(0, "ab", (97,))])
 def test_another_answer_is_no_continuation(other: Delta) -> None:
-    told = Told()
-    assert rests(told, delta("aa")) == [delta("aa")]
+    delivered = Delivered()
+    assert rests(delivered, delta("aa")) == [delta("aa")]
     with pytest.raises(EngineStoppedError, match="goes on differently"):
-        rests(told, other)
+        rests(delivered, other)
 
 
 def test_statistics_of_the_dead_count_as_work_done() -> None:

@@ -145,10 +145,11 @@ def test_two_authorizations_are_none() -> None:
 
 
 def test_public_pages_need_no_key() -> None:
-    app = RequireKey(make_app(), KEYS, public=["/docs", "/echo"])
-    for path in ("/", "/web/chat.js", "/health", "/ready", "/docs", "/echo"):
+    app = RequireKey(make_app(), KEYS)
+    for path in ("/", "/web/chat.js", "/health", "/ready", "/docs", "/openapi.json"):
         assert ask(app, path, None)[0] != 401
-    assert ask(app, "/docs/", None)[0] == 401
+    for path in ("/docs/", "/web", "/echo", "/metrics"):
+        assert ask(app, path, None)[0] == 401
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from puna.serve import gate as gate_module
+from puna.serve.asgi import App, Receive, Scope, Send
 from puna.serve.deadlines import Deadline, Stopping
-from puna.serve.errors import App, Receive, Scope, Send
 from puna.serve.gate import Admission, BusyError, Gate
 from puna.serve.limits import BodyLimit
 from puna.serve.running import RunOptions

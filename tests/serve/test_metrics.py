@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from puna.engine.statistics import Statistics
 from puna.serve.access_log import AccessLog
-from puna.serve.errors import Receive, Scope, Send
+from puna.serve.asgi import Receive, Scope, Send
 from puna.serve.facts import facts_of
 from puna.serve.metrics import ERROR_TYPES, MeasureRequests, Metrics, error_type
 from tests.serve.apps import make_app, memory_log, request

@@ -19,7 +19,7 @@ from puna.engine.params import SamplingParams
 from puna.engine.prompts import Prompt, encode
 from puna.engine.sampling import fresh_seed
 from puna.engine.statistics import Statistics
-from puna.serve.replicas.told import Told, total
+from puna.serve.replicas.delivered import Delivered, total
 from puna.serve.replicas.worker import Job, Report
 from puna.tokenizer import Tokenizer
 
@@ -73,11 +73,11 @@ class RemoteLLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncGenerator[Sequence[Delta], None]:
         """What follows a prompt, as it comes. Leaving the loop early ends the request."""
-        told = Told()
-        tries = self._tries("stream", self._job(prompt, params, adapter), told.again)
+        delivered = Delivered()
+        tries = self._tries("stream", self._job(prompt, params, adapter), delivered.again)
         async with aclosing(tries) as parts:
             async for deltas in parts:
-                if new := [rest for delta in deltas if (rest := told.rest(delta))]:
+                if new := [rest for delta in deltas if (rest := delivered.rest(delta))]:
                     yield new
 
     async def statistics(self) -> Statistics:

@@ -22,7 +22,7 @@ class _Output:
     again: tuple[int, int] = (0, 0)  # tokens, characters
 
 
-class Told:
+class Delivered:
     """What of a request was passed on.
 
     Where one answer puts a boundary between deltas, another one may have none; the text up to a
@@ -45,14 +45,14 @@ class Told:
         output = self._outputs.setdefault(delta.index, _Output())
         tokens, chars = output.again
         output.again = tokens + len(delta.token_ids), chars + len(delta.text)
-        told_tokens = tuple(output.tokens[tokens : output.again[0]])
-        told_text = output.text[chars : output.again[1]]
-        known = len(told_tokens)
-        if delta.token_ids[:known] != told_tokens or not delta.text.startswith(told_text):
+        known_tokens = tuple(output.tokens[tokens : output.again[0]])
+        known_text = output.text[chars : output.again[1]]
+        known = len(known_tokens)
+        if delta.token_ids[:known] != known_tokens or not delta.text.startswith(known_text):
             raise EngineStoppedError("a replica died, and another one goes on differently")
         new = replace(
             delta,
-            text=delta.text[len(told_text) :],
+            text=delta.text[len(known_text) :],
             token_ids=delta.token_ids[known:],
             logprobs=delta.logprobs[known:],
         )
