@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from puna import Tokenizer
 from puna.serve.service import encoded_prompts
+from puna.tokenizer import Tokenizer
 from tests.serve.servers import Running
 
 
