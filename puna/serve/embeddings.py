@@ -18,7 +18,7 @@ from puna.serve.events import Event, WholeAnswer
 from puna.serve.facts import facts_of
 from puna.serve.requests import EmbeddingRequest
 from puna.serve.responses import EmbeddingResponse, answers
-from puna.serve.service import encoded_prompt, prompts_of, service_of
+from puna.serve.service import encoded_prompts, prompts_of, service_of
 
 router = APIRouter(tags=["Embeddings"])
 
@@ -38,7 +38,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     service.check_prompts(len(prompts))
 
     async def whole() -> Event:
-        encoded = [await encoded_prompt(served, prompt) for prompt in prompts]
+        encoded = await encoded_prompts(served, prompts)
         embed = served.backend.embed
         made = await together(embed(prompt, adapter=served.adapter) for prompt in encoded)
         facts.prompt_tokens = sum(len(each.prompt_token_ids) for each in made)

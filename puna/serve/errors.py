@@ -14,6 +14,7 @@ from puna.serve.asgi import Send
 # How errors begin that say which field they are about: `messages[3].content: ...`.
 _FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): ")
 
+MAX_MESSAGE = 2000  # characters; some errors repeat what was sent
 DISCONNECTED = 499  # the status of those that left before their answer began, as nginx counts
 
 # Status -> type of error; `Facts.error` says it for streams that had begun.
@@ -47,9 +48,9 @@ class APIError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = message[:MAX_MESSAGE]
         self.kind = kind
-        self.param = param
+        self.param = param and param[:MAX_MESSAGE]
         self.code = code
         self.headers = dict(headers or {})
 

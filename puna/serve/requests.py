@@ -8,25 +8,54 @@ taken.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from puna.engine.params import SamplingParams
 
 Integer = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-TokenIds = Annotated[list[Count], Field(min_length=1)]
+T = TypeVar("T")
+# A list is left at its first error: to report a million takes a minute and gigabytes.
+Many = Annotated[list[T], Field(fail_fast=True)]
+TokenIds = Annotated[list[Count], Field(min_length=1, fail_fast=True)]
 Metadata = dict[str, Any] | None
 
 MAX_CHOICES = 128
 MAX_ALTERNATIVES = 20
+MAX_STOPS = 64  # each is looked for after every token, while all others wait
+MAX_STOP_IDS = 1024
+MAX_MESSAGES = 8192
+MAX_ERRORS = 64  # in a body, that are told apart
 
 
 class Body(BaseModel):
     """A request body."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _bound_errors(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """One error for very many, such as a body of unknown fields: each costs time."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            count = error.error_count()
+            if count <= MAX_ERRORS:
+                raise
+            raise PydanticCustomError(
+                "many_errors", f"{count} fields or values are wrong"
+            ) from None
 
 
 class StreamOptions(Body):
@@ -46,7 +75,7 @@ class Sampling(Body):
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Integer | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[Many[str], Field(max_length=MAX_STOPS)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
@@ -59,7 +88,7 @@ class Sampling(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)] | None = None
-    stop_token_ids: list[Count] | None = None
+    stop_token_ids: Annotated[Many[Count], Field(max_length=MAX_STOP_IDS)] | None = None
     ignore_eos: bool | None = None
     regex: str | None = Field(None, description="What the output must match.")
     grammar: str | None = Field(None, description="What the output must fit, as Lark.")
@@ -106,7 +135,7 @@ def _bias(value: float) -> float:
 class CompletionRequest(Sampling):
     """/v1/completions: texts or token ids to continue."""
 
-    prompt: str | TokenIds | list[str] | list[TokenIds] = Field(
+    prompt: str | TokenIds | Many[str] | Many[TokenIds] = Field(
         description="A text, token ids, or several of either; text gets a BOS token in front."
     )
     max_tokens: Count | None = Field(None, description="16 if left out, as OpenAI has it.")
@@ -142,9 +171,9 @@ class ChatMessage(Body):
     """A message of a dialog."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Many[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
@@ -201,7 +230,7 @@ class ResponseFormat(Body):
 class ChatRequest(Sampling):
     """/v1/chat/completions: a dialog to answer."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Many[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="As max_tokens; as many as the context holds if both are left out."
@@ -209,10 +238,10 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Many[Literal["text"]] | None = None
     store: bool | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
@@ -223,7 +252,7 @@ class EmbeddingRequest(Body):
     """/v1/embeddings: texts or token ids to place."""
 
     model: str | None = None
-    input: str | TokenIds | Annotated[list[str], Field(min_length=1)] | list[TokenIds]
+    input: str | TokenIds | Annotated[Many[str], Field(min_length=1)] | Many[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = Field(None, description="Refused unless it is the model's width.")
     user: str | None = None
@@ -235,7 +264,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     content: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[Many[ChatMessage], Field(max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = Field(None, description="BOS first; true if left out.")
     add_special: bool | None = Field(None, description="The same, with content; false if left out.")
     with_pieces: bool | None = None
@@ -245,4 +274,4 @@ class DetokenizeRequest(Body):
     """/detokenize: token ids to decode."""
 
     model: str | None = None
-    tokens: list[Count]
+    tokens: Many[Count]

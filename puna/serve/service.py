@@ -133,7 +133,7 @@ async def task_of(
         raise APIError(
             400, f"the request is for {outputs} outputs; at most {limits.max_outputs} are allowed"
         )
-    encoded = [await encoded_prompt(served, prompt) for prompt in prompts]
+    encoded = await encoded_prompts(served, prompts)
     longest = max(len(prompt.ids) for prompt in encoded)
     most = limits.max_new_tokens
     if params.max_tokens is None:
@@ -147,6 +147,17 @@ async def task_of(
             param="max_tokens",
         )
     return Task(served, encoded, params, facts)
+
+
+async def encoded_prompts(
+    served: Served, prompts: Sequence[Prompt | Dialog]
+) -> list[EncodedPrompt]:
+    """Encodes prompts; the other requests have their turn after each."""
+    encoded = []
+    for prompt in prompts:
+        encoded.append(await encoded_prompt(served, prompt))
+        await asyncio.sleep(0)
+    return encoded
 
 
 def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 
 from puna.chat import LLAMA2_TEMPLATE
@@ -30,8 +33,11 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, object]
         ids = list((await encoded_prompt(served, text)).ids)
     if text is not None and not _wants_bos(body):
         del ids[0]
+    tokens: Sequence[object] = ids
+    if body.with_pieces:
+        tokens = await asyncio.to_thread(lambda: [_piece(tokenizer, i) for i in ids])
     return {
-        "tokens": [_piece(tokenizer, i) for i in ids] if body.with_pieces else ids,
+        "tokens": tokens,
         "count": len(ids),
         "max_model_len": served.backend.config.context_length,
     }
@@ -55,7 +61,7 @@ def _piece(tokenizer: Tokenizer, token: int) -> dict[str, object]:
 async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, str]:
     """The text of ids; control tokens have none."""
     served = service_of(request).models.find(body.model)
-    text = served.backend.tokenizer.decode(body.tokens)
+    text = await asyncio.to_thread(served.backend.tokenizer.decode, body.tokens)
     return {"prompt": text, "content": text}
 
 
