@@ -109,7 +109,7 @@ class ShardWriter:
         """Appends one document, given without BOS and EOS, which are put around it.
 
         `ids` are integers, (T,). A document of none is left out and counted. ValueError for an id
-        outside the vocabulary.
+        outside the vocabulary, and for BOS and EOS.
         """
         array = np.asarray(ids)
         if not array.size:
@@ -122,6 +122,11 @@ class ShardWriter:
             raise ValueError(
                 f"document {self.num_documents} of {self._source} has ids from {array.min()} to "
                 f"{array.max()}; the vocabulary has {self.manifest.vocab_size} pieces"
+            )
+        if (array == self._bos).any() or (array == self._eos).any():
+            raise ValueError(
+                f"document {self.num_documents} of {self._source} holds BOS or EOS, which only "
+                "part documents; give its text's ids alone"
             )
         document = np.empty(array.size + 2, self._dtype)
         document[0], document[-1] = self._bos, self._eos

@@ -80,6 +80,9 @@ def test_ids_take_what_their_vocabulary_needs(
     for wrong in ([size], [-1]):
         with pytest.raises(ValueError, match=rf"document 0 of books has ids .* has {size} pieces"):
             write(tmp_path / "b", large, [wrong])
+    for control in (large.bos_id, large.eos_id):
+        with pytest.raises(ValueError, match="document 0 of books holds BOS or EOS"):
+            write(tmp_path / "b", large, [[5, control, 6]])
     for odd in ([0.5], [[1, 2]], ["a"]):
         with pytest.raises(ValueError, match="a row of ids"):
             write(tmp_path / "b", large, [odd])

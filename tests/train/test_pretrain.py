@@ -106,10 +106,11 @@ def test_evaluation_at_intervals_changes_nothing(
 
 
 def test_held_out_loss_is_the_mean_over_held_out_tokens(finished: Path) -> None:
-    from puna.data.tokens import open_tokens
+    from puna.data.shards import open_shards
     from puna.formats.network import load_model
 
-    tokens = open_tokens(finished / "data").tokens
+    shards = open_shards(finished / "data")
+    tokens = shards.tokens(shards.manifest.shards[0])
     num_windows = (len(tokens) - 1) // 16
     starts = [16 * index for index in range(num_windows - 3, num_windows)]
     batch = torch.stack([torch.from_numpy(tokens[s : s + 17].astype("int64")) for s in starts])
