@@ -139,7 +139,7 @@ def prepare(
 ) -> None:
     """Makes the run's folder: config, tokenizer and, from `paths`, tokenized corpus.
 
-    `paths` are none where the config names a folder of shards. Nothing is left if it fails.
+    There are no `paths` where the config names a folder of shards. Nothing is left if it fails.
     """
     if config.model.vocab_size != len(vocabulary):
         raise ValueError(
