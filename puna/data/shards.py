@@ -26,6 +26,7 @@ from puna.tokenizer.sentencepiece_model import write_model
 MANIFEST = "manifest.json"
 TOKENS_PER_SHARD = 1 << 28  # half a gigabyte of `<u2`
 _VERSION = 1
+_NAME = "{}.tokens"
 _END = np.dtype("<u8")
 
 
@@ -98,6 +99,8 @@ class ShardWriter:
         if (folder / MANIFEST).exists():
             raise ValueError(f"{folder} holds shards already; remove it or choose another name")
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(_NAME.format("[0-9]" * 5)):
+            unfinished.unlink()  # of a writer that was killed before its manifest
         self._folder, self._source, self._licence = folder, source, licence
         self._max_tokens = max_tokens_per_shard
         self._dtype = token_dtype(len(vocabulary))
@@ -134,8 +137,8 @@ class ShardWriter:
         if self._shard and self._shard.num_tokens + document.size > self._max_tokens:
             self._finish_shard()
         if self._shard is None:
-            name = f"{len(self.manifest.shards):05}.tokens"
-            self._shard = _OpenShard(self._folder / name)
+            number = f"{len(self.manifest.shards):05}"
+            self._shard = _OpenShard(self._folder / _NAME.format(number))
         self._shard.add(document)
 
     @property
@@ -263,6 +266,11 @@ class ShardSet:
                 f"{path} is corrupt: its SHA-256 is {found}, its manifest says {shard.sha256}; "
                 "write it again"
             )
+
+    def verify_all(self, *, rank: int = 0, num_ranks: int = 1) -> None:
+        """Verifies every shard; of several processes each takes its share, and all have to pass."""
+        for shard in self.manifest.shards[rank::num_ranks]:
+            self.verify(shard)
 
     def tokens(self, shard: Shard) -> NDArray[np.unsignedinteger]:
         """The ids of a shard, (num_tokens,), mapped."""

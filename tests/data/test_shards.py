@@ -114,7 +114,10 @@ def test_a_failure_leaves_nothing(tmp_path: Path, vocabulary: Vocabulary) -> Non
     assert list(kept.parent.iterdir()) == [kept]
     with pytest.raises(ValueError, match="holds no shards"):
         open_shards(kept.parent)
+    # A writer that was killed leaves shards without a manifest, which the next one clears away.
+    (kept.parent / "00077.tokens").write_bytes(b"unfinished")
     write(kept.parent, vocabulary)
+    assert not (kept.parent / "00077.tokens").exists() and kept.exists()
     with pytest.raises(ValueError, match="holds shards already"):
         write(kept.parent, vocabulary)
     assert len(read(kept.parent, vocabulary)) == len(DOCUMENTS)
@@ -157,6 +160,11 @@ def test_a_damaged_shard_is_named(tmp_path: Path, vocabulary: Vocabulary) -> Non
     shards.verify(good)
     with pytest.raises(ValueError, match=r"00002\.tokens is corrupt"):
         shards.verify(bad)
+    with pytest.raises(ValueError, match=r"00002\.tokens is corrupt"):
+        shards.verify_all()
+    shards.verify_all(rank=1, num_ranks=2)
+    with pytest.raises(ValueError, match=r"00002\.tokens is corrupt"):
+        shards.verify_all(rank=0, num_ranks=2)
     path.write_bytes(raw[:-1])
     for opening in (lambda: open_shards(tmp_path / "a"), lambda: shards.tokens(bad)):
         with pytest.raises(ValueError, match=r"00002\.tokens has 95 bytes, .* says 96$"):
@@ -200,12 +208,15 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, vocabulary: Vocabulary, d
 MAPPED = """
 import resource, sys
 from pathlib import Path
+from puna.data.loader import Loader
 from puna.data.shards import open_shards
 shards = open_shards(Path(sys.argv[1]))
 (shard,) = shards.manifest.shards
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tokens, ends = shards.tokens(shard), shards.ends(shard)
 assert len(tokens) == 2_000_000_000 and tokens[::50_000_000].sum() == 0 and ends[0] == 0
+loader = Loader(shards, context_length=4096, batch_size=64, seed=0, verify=False)
+assert loader.batch(10**9).sum() == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
