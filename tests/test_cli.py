@@ -211,6 +211,9 @@ def test_bad_arguments(run: Run, tmp_path: Path, cria: Path) -> None:
         (("pretrain", bad, "--out", tmp_path / "r"), ("latin1.txt", "line 2", "UTF-8")),
         (("pretrain", text, "--out", tmp_path / "r", "--model", "8b"), ("8b", "7b")),
         (("pretrain", text, "--out", tmp_path / "r"), ("windows",)),
+        (("pretrain", text, "--out", tmp_path / "r", "--mix", "books"), ("books=0.3,web=0.7",)),
+        (("pretrain", text, "--out", tmp_path / "r", "--mix", "a=1"), ("no such source as a",)),
+        (("pretrain", tmp_path, "--out", tmp_path / "r"), ("holds no shards",)),
         (("pretrain", "--out", tmp_path / "r", "--resume"), ("not a run",)),
         (
             ("pretrain", "--out", tmp_path / "r", "--resume", "--steps", "9"),

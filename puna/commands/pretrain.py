@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 @click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--separator", help="Line that parts documents in a .txt file.")
+@click.option("--mix", help="Weight of each source of a folder of shards: books=0.3,web=0.7.")
+@click.option("--document-mask", is_flag=True, help="Attention stays inside a document.")
 def pretrain(
     texts: tuple[Path, ...],
     out: Path,
@@ -70,8 +72,12 @@ def pretrain(
     eval_every: int,
     checkpoint_every: int,
     separator: str | None,
+    mix: str | None,
+    document_mask: bool,
 ) -> None:
-    """Train a model on TEXTS (.txt, .jsonl, either also as .zst), with Llama 2's optimizer.
+    """Train a model on TEXTS, with Llama 2's optimizer.
+
+    TEXTS are files (.txt, .jsonl, either also as .zst), or one folder of token shards.
 
     The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
@@ -108,11 +114,34 @@ def pretrain(
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
     )
+    shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
     config = PretrainConfig(
-        shape, settings, batch_size, micro_batch_size or batch_size, seed, held_out
+        shape,
+        settings,
+        batch_size,
+        micro_batch_size or batch_size,
+        seed,
+        held_out,
+        mix=None if mix is None else _weights(mix),
+        document_mask=document_mask,
+        shards=shards,
     )
-    _prepare(out, config, texts, vocabulary, separator)
+    _prepare(out, config, () if shards else texts, vocabulary, separator)
     _train(out)
+
+
+def _weights(mix: str) -> dict[str, float]:
+    """The weights of `books=0.3,web=0.7`."""
+    weights = {}
+    for item in mix.split(","):
+        name, _, weight = item.rpartition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            name = ""
+        if not name.strip():
+            raise ValueError(f"--mix is like books=0.3,web=0.7; {item!r} is no source=weight")
+    return weights
 
 
 def _only_out_is_given() -> None:

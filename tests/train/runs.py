@@ -54,14 +54,14 @@ def weights(checkpoint: Path) -> bytes:
 
 def first_batches(model_run: Path, count: int) -> list[torch.Tensor]:
     """The batches of the first steps, cut out of the tokens that the run trains on."""
-    from puna.data.packing import PackedBatches
-    from puna.data.tokens import open_tokens
+    from puna.data.loader import Loader
+    from puna.data.shards import open_shards
 
-    packed = PackedBatches(
-        open_tokens(model_run / "data").tokens,
+    loader = Loader(
+        open_shards(model_run / "data"),
         context_length=MODEL.context_length,
         batch_size=4,
         seed=3,
         num_held_out=3,
     )
-    return [torch.from_numpy(packed.batch(step)) for step in range(count)]
+    return [torch.from_numpy(loader.batch(step)) for step in range(count)]

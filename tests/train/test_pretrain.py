@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -16,15 +17,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from puna.attention import causal
+from puna.data.loader import Loader
+from puna.data.shards import ShardWriter, join_shards, open_shards
+from puna.formats.network import load_model
+from puna.heads import next_token_logits
 from puna.model import Llama, initialize
-from puna.tokenizer import Vocabulary
+from puna.tokenizer import Tokenizer, Vocabulary
+from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import pretrain as stage
 from puna.train.checkpoints import checkpoint_path, newest, steps_saved
 from puna.train.loop import DivergedError, Record, Settings, read_log
 from puna.train.pretrain import PretrainConfig, prepare, pretrain
 from puna.train.pretrain import run_config as read_config
 from puna.train.schedule import cosine
-from tests.samples import transformers_twin
+from tests.samples import story_lines, transformers_twin
 from tests.train.runs import MODEL, first_batches, losses, new_run, run_config, weights
 
 ROOT = Path(__file__).parents[2]
@@ -106,10 +113,8 @@ def test_evaluation_at_intervals_changes_nothing(
 
 
 def test_held_out_loss_is_the_mean_over_held_out_tokens(finished: Path) -> None:
-    from puna.data.tokens import open_tokens
-    from puna.formats.network import load_model
-
-    tokens = open_tokens(finished / "data").tokens
+    shards = open_shards(finished / "data")
+    tokens = shards.tokens(shards.manifest.shards[0])
     num_windows = (len(tokens) - 1) // 16
     starts = [16 * index for index in range(num_windows - 3, num_windows)]
     batch = torch.stack([torch.from_numpy(tokens[s : s + 17].astype("int64")) for s in starts])
@@ -250,6 +255,85 @@ def test_divergence_leaves_the_last_checkpoint(
     assert state.step == 3 and checkpoint.path == checkpoint_path(run, 3)
     monkeypatch.undo()
     assert pretrain(run) and losses(run) == losses(finished)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, vocabulary: Vocabulary) -> Path:
+    """A run on a folder of shards of two sources, with a mix and a document mask."""
+    folder, encode = tmp_path / "shards", Tokenizer(vocabulary).encode
+    stories = story_lines(300)
+    for source, texts in (("web", stories[:250]), ("books", stories[250:])):
+        with ShardWriter(folder / source, vocabulary, source=source, licence="CC0-1.0") as writer:
+            for text in texts:
+                writer.add(encode(text))
+    join_shards(folder, ["web", "books"])
+    config = dataclasses.replace(
+        run_config(), mix={"web": 0.25, "books": 0.75}, document_mask=True, shards=str(folder)
+    )
+    prepare(tmp_path / "run", config, [], vocabulary)
+    return tmp_path / "run"
+
+
+def test_a_mix_of_shards_is_followed_and_resumed(mixed: Path) -> None:
+    config = read_config(mixed)
+    loader = Loader(
+        open_shards(mixed.parent / "shards"),
+        context_length=16, batch_size=4, seed=3, mix=config.mix, num_held_out=3,
+    )  # fmt: skip
+    assert loader.counts(12) == {"web": 12, "books": 36}
+
+    def interrupt(record: Record) -> None:
+        if record["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert not pretrain(mixed, on_record=interrupt)
+    assert pretrain(mixed)
+    again = mixed.parent / "again"
+    prepare(again, config, [], read_model((mixed / "tokenizer.model").read_bytes()))
+    assert pretrain(again) and losses(again) == losses(mixed)
+    record = read_log(mixed / "log.jsonl")[-1]
+    by_source = record["held_out_loss_by_source"]
+    assert list(by_source) == ["web", "books"] and by_source["web"] != by_source["books"]
+    assert record["held_out_loss"] == pytest.approx(sum(by_source.values()) / 2)
+    model, total = load_model(newest(mixed)[0]), 0.0
+    for row in loader.held_out()["books"]:
+        total += sum(document_losses(model, torch.from_numpy(row)))
+    assert by_source["books"] == pytest.approx(total / 48, abs=1e-5)
+
+
+def document_losses(model: Llama, row: torch.Tensor) -> list[float]:
+    """Sum of the loss over each document of a window, which is run alone."""
+    starts = [0, *[at for at in range(1, 16) if row[at] == 1], 16]
+    found = []
+    for begin, end in itertools.pairwise(starts):
+        tokens, targets = row[None, begin:end], row[begin + 1 : end + 1]
+        with torch.no_grad():
+            hidden = model(tokens, torch.arange(end - begin)[None], causal)
+            logits = next_token_logits(model, hidden)
+        found.append(F.cross_entropy(logits[0], targets, reduction="sum").item())
+    return found
+
+
+def test_a_corrupt_shard_is_named(mixed: Path) -> None:
+    path = mixed.parent / "shards" / "books" / "00000.tokens"
+    raw = bytearray(path.read_bytes())
+    raw[100] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"books.00000\.tokens is corrupt"):
+        pretrain(mixed)
+    path.write_bytes(raw[:-8])
+    with pytest.raises(ValueError, match=r"books.00000\.tokens has .* bytes"):
+        pretrain(mixed)
+    assert steps_saved(mixed) == []
+
+
+def test_shards_of_another_vocabulary(mixed: Path, vocabulary: Vocabulary) -> None:
+    other = dataclasses.replace(vocabulary, add_space_prefix=False)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        prepare(mixed.parent / "other", read_config(mixed), [], other)
+    (mixed / "tokenizer.model").write_bytes(write_model(other))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        pretrain(mixed)
 
 
 def test_config_round_trip_and_what_is_refused(finished: Path) -> None:
