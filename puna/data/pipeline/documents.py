@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,36 @@ class WriteDocuments(PipelineStep):
                 out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
                 yield document
         partial.replace(path)
+
+
+class CountDocuments(PipelineStep):
+    """Passes on what comes, and says once a second in a file how much it was."""
+
+    type, name = "📊 - COUNT", "documents"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        if data is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{rank:05d}"
+        count, said = 0, time.monotonic()
+        for document in data:
+            count += 1
+            if time.monotonic() - said > 1:
+                path.write_text(str(count))
+                said = time.monotonic()
+            yield document
+        path.write_text(str(count))
+
+
+def read_count(path: Path) -> int:
+    """What `CountDocuments` said last; 0 while it writes."""
+    text = path.read_text()
+    return int(text) if text.isdigit() else 0
 
 
 def document_file(folder: Path, rank: int) -> Path:

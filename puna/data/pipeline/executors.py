@@ -47,7 +47,7 @@ def _quiet() -> Iterator[None]:
 def run_locally(phase: Phase, run: Run, folder: Path) -> None:
     """Does the phase's tasks that are not done; what a task raises is raised here."""
     executor = Local(
-        phase.pipeline,
+        phase.counted(folder),
         tasks=phase.tasks,
         workers=min(run.workers, phase.tasks),
         logging_dir=str(phase.logs(folder)),
@@ -83,7 +83,7 @@ def run_on_ray(phase: Phase, run: Run, folder: Path) -> None:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, configure_logging=False)
     executor = RayPipelineExecutor(
-        phase.pipeline,
+        phase.counted(folder),
         tasks=phase.tasks,
         workers=min(run.workers, phase.tasks),
         logging_dir=str(phase.logs(folder)),

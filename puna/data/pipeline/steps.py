@@ -15,7 +15,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from puna.data.pipeline import cleaning, contamination, duplicates, personal
-from puna.data.pipeline.documents import ReadDocuments, WriteDocuments
+from puna.data.pipeline.documents import CountDocuments, ReadDocuments, WriteDocuments, read_count
 from puna.data.pipeline.measured import MakeStep, Measured, ReadSources
 from puna.data.pipeline.plan import Plan
 from puna.data.pipeline.tokenizing import WriteTokens
@@ -36,6 +36,15 @@ class Phase:
     def unfinished(self, folder: Path) -> int:
         """How many tasks are not done yet."""
         return self.tasks - len(list((self.logs(folder) / "completions").glob("*")))
+
+    def documents_read(self, folder: Path) -> int:
+        """How many documents its tasks have read so far."""
+        return sum(map(read_count, (self.logs(folder) / "read").glob("*")))
+
+    def counted(self, folder: Path) -> list[PipelineStep]:
+        """The pipeline, its documents counted where they are read."""
+        counting = CountDocuments(self.logs(folder) / "read")
+        return [self.pipeline[0], counting, *self.pipeline[1:]]
 
 
 @dataclass(frozen=True)
