@@ -273,7 +273,9 @@ def test_settings_are_sent_and_checked(page: Page, backend: Backend) -> None:
     page.locator(".reset").click()
     ask(page, "bare")
     answered(page, 2)
-    assert set(backend.requests[-1]) == {"model", "messages", "stream", "stream_options"}
+    body = backend.requests[-1]
+    assert (body.pop("temperature"), body.pop("top_p")) == (0.6, 0.9)
+    assert set(body) == {"model", "messages", "stream", "stream_options"}
 
 
 def test_export_and_import(page: Page, backend: Backend, browser: Browser, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import { ChatError, streamChat } from "./api.js";
 import { t } from "./i18n.js";
 import { saveConversation } from "./store.js";
 
+// Temperature and top p are those of Meta's chat example, and of `puna chat`.
 export const DEFAULTS = {
-  model: "", system: "", temperature: null, top_p: null, top_k: null, max_tokens: null, seed: null, stops: "",
+  model: "", system: "", temperature: 0.6, top_p: 0.9, top_k: null, max_tokens: null, seed: null, stops: "",
 };
 const SAVE_EVERY_MS = 1000;
 const TITLE_LENGTH = 60;

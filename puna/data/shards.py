@@ -1,0 +1,330 @@
+"""Token shards: a corpus as ids on disk, each document between its BOS and EOS.
+
+A shard is one file: the ids (`<u2` up to 65,536 pieces, else `<u4`), zeros up to a multiple of 8
+bytes, then for each document where it ends among the ids (`<u8`). `manifest.json` beside the
+shards says what is in each; it is written last, so a folder without one is no set of shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from puna.tokenizer import Vocabulary
+from puna.tokenizer.sentencepiece_model import write_model
+
+MANIFEST = "manifest.json"
+TOKENS_PER_SHARD = 1 << 28  # half a gigabyte of `<u2`
+_VERSION = 1
+_END = np.dtype("<u8")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one shard holds; `file` is relative to the manifest's folder."""
+
+    file: str
+    source: str
+    licence: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a folder of shards holds; `vocabulary` is the SHA-256 of its `tokenizer.model`."""
+
+    vocabulary: str
+    vocab_size: int
+    shards: tuple[Shard, ...]
+    num_empty_documents: int = 0  # left out, having no ids
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources, each once, in the order of their first shards."""
+        return tuple(dict.fromkeys(shard.source for shard in self.shards))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard.num_tokens for shard in self.shards)
+
+    @property
+    def num_documents(self) -> int:
+        return sum(shard.num_documents for shard in self.shards)
+
+
+def vocabulary_hash(vocabulary: Vocabulary) -> str:
+    """SHA-256 of the vocabulary's `tokenizer.model`, in hexadecimal."""
+    return hashlib.sha256(write_model(vocabulary)).hexdigest()
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class ShardWriter:
+    """Writes the documents of one source into the shards of a folder; a context manager.
+
+    Shards have `max_tokens_per_shard` tokens at most, but a document is never split: one that is
+    longer has a shard of its own. Leaving the context writes the manifest; an exception removes
+    what was written. Several writers, each with a folder of its own, are put together by
+    `join_shards`. Raises ValueError where the folder holds shards already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        *,
+        source: str,
+        licence: str,
+        max_tokens_per_shard: int = TOKENS_PER_SHARD,
+    ) -> None:
+        if max_tokens_per_shard < 1:
+            raise ValueError(f"max_tokens_per_shard must be positive, not {max_tokens_per_shard}")
+        if (folder / MANIFEST).exists():
+            raise ValueError(f"{folder} holds shards already; remove it or choose another name")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._source, self._licence = folder, source, licence
+        self._max_tokens = max_tokens_per_shard
+        self._dtype = token_dtype(len(vocabulary))
+        self._bos, self._eos = vocabulary.bos_id, vocabulary.eos_id
+        self.manifest = Manifest(vocabulary_hash(vocabulary), len(vocabulary), ())
+        self._shard: _OpenShard | None = None
+
+    def add(self, ids: ArrayLike) -> None:
+        """Appends one document, given without BOS and EOS, which are put around it.
+
+        `ids` are integers, (T,). A document of none is left out and counted. ValueError for an id
+        outside the vocabulary.
+        """
+        array = np.asarray(ids)
+        if not array.size:
+            count = self.manifest.num_empty_documents + 1
+            self.manifest = replace(self.manifest, num_empty_documents=count)
+            return
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise ValueError(f"a document is a row of ids, not {array.dtype} of {array.ndim} axes")
+        if array.min() < 0 or array.max() >= self.manifest.vocab_size:
+            raise ValueError(
+                f"document {self.num_documents} of {self._source} has ids from {array.min()} to "
+                f"{array.max()}; the vocabulary has {self.manifest.vocab_size} pieces"
+            )
+        document = np.empty(array.size + 2, self._dtype)
+        document[0], document[-1] = self._bos, self._eos
+        document[1:-1] = array
+        if self._shard and self._shard.num_tokens + document.size > self._max_tokens:
+            self._finish_shard()
+        if self._shard is None:
+            name = f"{len(self.manifest.shards):05}.tokens"
+            self._shard = _OpenShard(self._folder / name)
+        self._shard.add(document)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents written until now."""
+        return self.manifest.num_documents + (len(self._shard.ends) if self._shard else 0)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish_shard()
+                _write_manifest(self._folder, self.manifest)
+                return
+        except BaseException:
+            self._remove()
+            raise
+        self._remove()
+
+    def _finish_shard(self) -> None:
+        if self._shard is not None:
+            shard, self._shard = self._shard, None
+            values = shard.finish()
+            added = Shard(shard.path.name, self._source, self._licence, *values)
+            self.manifest = replace(self.manifest, shards=(*self.manifest.shards, added))
+
+    def _remove(self) -> None:
+        if self._shard is not None:
+            self._shard.file.close()
+            self._shard.path.unlink(missing_ok=True)
+        for shard in self.manifest.shards:
+            (self._folder / shard.file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not ours alone
+            self._folder.rmdir()
+
+
+class _OpenShard:
+    """A shard that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.num_tokens, self.ends = path, 0, list[int]()
+        self.file, self._digest = open(path, "wb"), hashlib.sha256()  # noqa: SIM115
+
+    def add(self, document: NDArray[np.unsignedinteger]) -> None:
+        self._write(document.tobytes())
+        self.num_tokens += document.size
+        self.ends.append(self.num_tokens)
+
+    def finish(self) -> tuple[int, int, int, str]:
+        """Tokens, documents, bytes and checksum of the whole file, which is on the disk now."""
+        self._write(bytes(-self.file.tell() % _END.itemsize))
+        self._write(np.asarray(self.ends, _END).tobytes())
+        size = self.file.tell()
+        with self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        return self.num_tokens, len(self.ends), size, self._digest.hexdigest()
+
+    def _write(self, raw: bytes) -> None:
+        self.file.write(raw)
+        self._digest.update(raw)
+
+
+def join_shards(folder: Path, parts: Sequence[str]) -> Manifest:
+    """Writes the manifest of `folder` over the shards of its subfolders `parts`, in their order.
+
+    Raises ValueError if there are none or they differ in their vocabulary.
+    """
+    manifests = [read_manifest(folder / part) for part in parts]
+    if not manifests:
+        raise ValueError(f"no shards to join in {folder}")
+    for part, manifest in zip(parts, manifests, strict=True):
+        if manifest.vocabulary != manifests[0].vocabulary:
+            raise ValueError(
+                f"{folder / part} was tokenized with another vocabulary than {folder / parts[0]}"
+            )
+    shards = tuple(
+        replace(shard, file=str(PurePosixPath(part) / shard.file))
+        for part, manifest in zip(parts, manifests, strict=True)
+        for shard in manifest.shards
+    )
+    num_empty = sum(manifest.num_empty_documents for manifest in manifests)
+    joined = replace(manifests[0], shards=shards, num_empty_documents=num_empty)
+    _write_manifest(folder, joined)
+    return joined
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder; ValueError if there is none or it is damaged."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no shards: there is no {MANIFEST}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("version") != _VERSION:
+            raise ValueError("it is of another version")
+        manifest = Manifest(**values | {"shards": tuple(Shard(**s) for s in values["shards"])})
+        _check_manifest(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return manifest
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of a folder, whose sizes fit their manifest. Files are mapped when asked for."""
+
+    folder: Path
+    manifest: Manifest
+
+    def verify(self, shard: Shard) -> None:
+        """Reads a shard whole; ValueError with its name if its checksum is another."""
+        path = self.folder / shard.file
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise ValueError(
+                f"{path} is corrupt: its SHA-256 is {found}, its manifest says {shard.sha256}; "
+                "write it again"
+            )
+
+    def tokens(self, shard: Shard) -> NDArray[np.unsignedinteger]:
+        """The ids of a shard, (num_tokens,), mapped."""
+        dtype = token_dtype(self.manifest.vocab_size)
+        return self._map(shard, dtype, 0, shard.num_tokens)
+
+    def ends(self, shard: Shard) -> NDArray[np.unsignedinteger]:
+        """Where each document of a shard ends among its ids, (num_documents,), mapped."""
+        return self._map(
+            shard, _END, shard.num_bytes - _END.itemsize * shard.num_documents, shard.num_documents
+        )
+
+    def _map(self, shard: Shard, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
+        path = self.folder / shard.file
+        _check_size(path, shard)
+        return np.memmap(path, dtype, mode="r", offset=offset, shape=(count,))
+
+
+def open_shards(folder: Path, vocabulary: Vocabulary | None = None) -> ShardSet:
+    """Opens what writers wrote.
+
+    Raises ValueError, which names the file, for a missing shard, one that does not fit its
+    manifest, and shards of another vocabulary than `vocabulary`.
+    """
+    manifest = read_manifest(folder)
+    if vocabulary is not None and manifest.vocabulary != vocabulary_hash(vocabulary):
+        raise ValueError(
+            f"{folder} was tokenized with another vocabulary (of {manifest.vocab_size} pieces) "
+            f"than the one given (of {len(vocabulary)}); tokenize the texts again"
+        )
+    for shard in manifest.shards:
+        _check_size(folder / shard.file, shard)
+    return ShardSet(folder, manifest)
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    numbers = [manifest.vocab_size, manifest.num_empty_documents]
+    for shard in manifest.shards:
+        numbers += [shard.num_tokens, shard.num_documents, shard.num_bytes]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a count is no number")
+    itemsize = token_dtype(manifest.vocab_size).itemsize
+    for shard in manifest.shards:
+        path = PurePosixPath(shard.file)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"shard {shard.file!r} is outside the folder")
+        if not 0 < shard.num_documents <= shard.num_tokens:
+            raise ValueError(f"shard {shard.file!r} cannot hold {shard.num_documents} documents")
+        num_bytes = -(-itemsize * shard.num_tokens // _END.itemsize) * _END.itemsize
+        if shard.num_bytes != num_bytes + _END.itemsize * shard.num_documents:
+            raise ValueError(f"shard {shard.file!r} cannot have {shard.num_bytes} bytes")
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    if not path.is_file():
+        raise ValueError(f"the shard {path} is missing")
+    if path.stat().st_size != shard.num_bytes:
+        raise ValueError(
+            f"the shard {path} has {path.stat().st_size} bytes, its manifest says {shard.num_bytes}"
+        )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    temporary = folder / f".{MANIFEST}.partial"
+    with open(temporary, "wb") as file:
+        values = {"version": _VERSION, **asdict(manifest)}
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
