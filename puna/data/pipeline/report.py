@@ -37,7 +37,7 @@ def collect(folder: Path) -> dict[str, Any]:
     steps = {step: _by_source(folder / "tallies", step) for step in _ALL_STEPS}
     tasks = Counter(piece["source"] for piece in plan["pieces"])
     return {
-        "complete": _is_complete(plan, steps, folder),
+        "complete": _is_complete(plan, folder),
         "sources": _sources(plan, steps, tasks),
         "found": _found(steps),
         "steps": {
@@ -62,12 +62,10 @@ def _by_source(tallies: Path, step: str) -> dict[str, Tally]:
     return totals
 
 
-def _is_complete(plan: dict[str, Any], steps: dict[str, Any], folder: Path) -> bool:
-    last = "tokens" if plan["config"]["tokenize"]["enabled"] else "documents"
-    found = list((folder / "tallies" / "tokenize").glob("*.json"))
-    if last == "documents":
-        found = list((folder / "documents").glob("*.jsonl.zst"))
-    return len(found) == len(plan["pieces"])
+def _is_complete(plan: dict[str, Any], folder: Path) -> bool:
+    if plan["config"]["tokenize"]["enabled"]:
+        return (folder / "tokens" / "manifest.json").exists()
+    return len(list((folder / "documents").glob("*.jsonl.zst"))) == len(plan["pieces"])
 
 
 def _sources(

@@ -18,7 +18,7 @@ from puna.data.pipeline import cleaning, contamination, duplicates, personal
 from puna.data.pipeline.documents import CountDocuments, ReadDocuments, WriteDocuments, read_count
 from puna.data.pipeline.measured import MakeStep, Measured, ReadSources
 from puna.data.pipeline.plan import Plan
-from puna.data.pipeline.tokenizing import WriteTokens
+from puna.data.pipeline.tokenizing import JoinTokens, WriteTokens
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def phases(plan: Plan, folder: Path) -> list[Phase]:
     documents = folder / "documents"
     done.append(Phase("-".join(names), [*current, WriteDocuments(documents)], tasks))
     if plan.config.tokenize.enabled:
-        step_ = WriteTokens(plan, folder)
-        done.append(Phase("tokenize", [ReadDocuments(documents), step_], tasks))
+        pipeline = [ReadDocuments(documents), WriteTokens(plan, folder)]
+        done.append(Phase("tokenize", pipeline, tasks))
+        done.append(Phase("join-shards", [JoinTokens(plan, folder)], 1))
     return done
