@@ -12,7 +12,16 @@ import click
 
 from puna.commands.options import json_option
 
-_NEEDED = ("datatrove", "orjson", "pyarrow", "py3langid", "regex", "warcio", "xxhash", "zstandard")
+_NEEDED = (
+    "datatrove",
+    "matplotlib",
+    "orjson",
+    "py3langid",
+    "pyarrow",
+    "regex",
+    "xxhash",
+    "zstandard",
+)
 
 _SAMPLE = """\
 # What a corpus is built from, and how. Paths are relative to this file.
@@ -83,9 +92,10 @@ def build(config: Path, out: Path, workers: int | None, executor: str | None) ->
     from puna.tokenizer.sentencepiece_model import write_model
 
     read = read_config(config)
-    given = {"workers": workers, "executor": executor}
-    changed = {key: value for key, value in given.items() if value is not None}
-    read = dataclasses.replace(read, run=dataclasses.replace(read.run, **changed))
+    run = dataclasses.replace(
+        read.run, executor=executor or read.run.executor, workers=workers or read.run.workers
+    )
+    read = dataclasses.replace(read, run=run)
     tokenizer = None
     if read.tokenize.enabled:
         beside = config.parent / read.tokenize.tokenizer

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from puna.data.pipeline.config import PipelineConfig
-from puna.data.pipeline.contamination import Decontaminate, evaluation_files
+from puna.data.pipeline.contamination import evaluation_files
 from puna.data.pipeline.executors import EXECUTORS, RUNNERS, submit_to_slurm
 from puna.data.pipeline.plan import Plan, keep_plan, make_plan
+from puna.data.pipeline.settings import Decontaminate
 from puna.data.pipeline.steps import Phase, phases
 from puna.data.pipeline.tokenizing import TOKENIZER
 

@@ -158,7 +158,9 @@ def build(kind: type[T], values: Any, where: str) -> T:
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(fields)}")
     types = typing.get_type_hints(kind)
-    taken = {name: _checked(value, types[name], f"{where}.{name}") for name, value in values.items()}
+    taken = {
+        name: _checked(value, types[name], f"{where}.{name}") for name, value in values.items()
+    }
     missing = [
         name
         for name, f in fields.items()

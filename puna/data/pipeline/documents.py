@@ -41,7 +41,10 @@ class WriteDocuments(PipelineStep):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = document_file(self.folder, rank)
         partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as out:
+        with (
+            open(partial, "wb") as raw,
+            zstandard.ZstdCompressor(level=3).stream_writer(raw) as out,
+        ):
             for document in data:
                 record = {"text": document.text, "id": document.id, "metadata": document.metadata}
                 out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

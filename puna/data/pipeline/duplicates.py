@@ -19,6 +19,7 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 from datatrove.pipeline.dedup.minhash import MinhashConfig
+from numpy.typing import NDArray
 
 from puna.data.pipeline.config import Source
 from puna.data.pipeline.measured import Dropped
@@ -62,7 +63,7 @@ def exact_step(
 class Signatures(MinhashDedupSignature):
     """datatrove's, a part of a document at a time: a long book would take gigabytes at once."""
 
-    def get_signature(self, shingles: np.ndarray) -> list[list[int]]:  # type: ignore[type-arg]
+    def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
         parts = [
             super(Signatures, self).get_signature(shingles[i : i + _SHINGLES])
             for i in range(0, len(shingles), _SHINGLES)
@@ -97,8 +98,6 @@ def minhash_clusters(settings: Minhash, folder: Path) -> PipelineStep:
     )
 
 
-def minhash_step(
-    folder: Path, settings: Minhash, dropped: Dropped, source: Source
-) -> PipelineStep:
+def minhash_step(folder: Path, settings: Minhash, dropped: Dropped, source: Source) -> PipelineStep:
     dropped.reason = "near-duplicate"
     return MinhashDedupFilter(str(folder / "remove"), dropped)

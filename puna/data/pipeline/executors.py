@@ -101,5 +101,3 @@ RUNNERS: dict[str, Callable[[Phase, Run, Path], None]] = {
     "ray": run_on_ray,
 }
 EXECUTORS = (*RUNNERS, "slurm")
-
-

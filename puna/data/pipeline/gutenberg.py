@@ -19,8 +19,9 @@ _END = re.compile(
 )
 # A paragraph of credits or notes, at the begin or the end of a book.
 _CREDIT = re.compile(
-    r"(?:E-?text (?:was )?(?:prepared|produced)|(?:This e-?(?:book|text) was )?(?:produced|prepared|"
-    r"transcribed|scanned|digiti[sz]ed) (?:by|from)|\[?transcriber['’]?s? note|HTML version by|"
+    r"(?:E-?text (?:was )?(?:prepared|produced)|(?:This e-?(?:book|text) was )?(?:produced|"
+    r"prepared|transcribed|scanned|digiti[sz]ed) (?:by|from)|"
+    r"\[?transcriber['’]?s? note|HTML version by|"
     r"\[?Note: (?:Project Gutenberg|Images of)|This file was produced from|"
     r"Updated editions will replace|.{0,200}(?:Distributed Proofread|www\.pgdp\.net|"
     r"gutenberg\.(?:org|net)|Project Gutenberg))",

@@ -47,7 +47,9 @@ def _articles(text: str) -> Iterator[str]:
         article = _AFTER.sub(r"\1", _BEFORE.sub(r"\1", article))
         article = re.sub(r'" (.*?) "', r'"\1"', article)
         lines = (line.strip() for line in article.split("\n"))
-        yield "\n".join(line.strip("= ") if line.startswith("=") else line for line in lines if line)
+        yield "\n".join(
+            line.strip("= ") if line.startswith("=") else line for line in lines if line
+        )
 
 
 def _country(record: Mapping[str, Any], key: str) -> str | None:

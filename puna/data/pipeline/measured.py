@@ -86,7 +86,9 @@ class ReadSources(PipelineStep):
         piece, source = self.plan.pieces[rank], self.plan.source(rank)
         tally = Tally(self.name, source.name)
         path = Path(piece.path)
-        records = read_hub(source, piece.part, piece.parts) if source.hub else read_file(source, path)
+        records = (
+            read_hub(source, piece.part, piece.parts) if source.hub else read_file(source, path)
+        )
         name = f"{piece.part:05d}" if source.hub else path.name
         for number, (text, metadata) in enumerate(records, start=1):
             document = Document(text, f"{source.name}/{name}/{number}", metadata=metadata)

@@ -6,6 +6,7 @@ They are replaced where they stand alone; a document full of them is dropped, an
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import re
@@ -193,8 +194,6 @@ def sites_step(sites: Path, settings: Sites, dropped: Dropped, source: Source) -
 def site_of(document: Document, source: str) -> str:
     """The host that a page came from; the whole source where it has no addresses."""
     host: str | None = None
-    try:
+    with contextlib.suppress(ValueError):
         host = urlsplit(document.metadata.get("url", "")).hostname
-    except ValueError:
-        pass
     return host or source

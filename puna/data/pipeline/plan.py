@@ -59,7 +59,8 @@ def keep_plan(plan: Plan, folder: Path) -> None:
     Raises ValueError if the configuration or an input file is another than when it was begun.
     """
     path = folder / "plan.json"
-    values = {"config": plan.config.to_dict(), "pieces": [dataclasses.asdict(p) for p in plan.pieces]}
+    pieces = [dataclasses.asdict(piece) for piece in plan.pieces]
+    values = {"config": plan.config.to_dict(), "pieces": pieces}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     if not path.exists():
         partial = path.with_suffix(".partial")
@@ -73,10 +74,9 @@ def keep_plan(plan: Plan, folder: Path) -> None:
             f"{folder} was begun with another configuration ({changed}); "
             "choose another folder, or remove this one"
         )
-    if before.get("pieces") != json.loads(text)["pieces"]:
-        then = {json.dumps(piece, sort_keys=True) for piece in before.get("pieces", [])}
-        now = [asdict for asdict in values["pieces"] if json.dumps(asdict, sort_keys=True) not in then]
-        which = now[0]["path"] if now else "a file is gone"
+    if before.get("pieces") != pieces:
+        other = [piece["path"] for piece in pieces if piece not in before.get("pieces", [])]
+        which = other[0] if other else "a file is gone"
         raise ValueError(
             f"the input changed since {folder} was begun ({which}); "
             "choose another folder, or remove this one"
