@@ -63,11 +63,11 @@ def _run(plan: Plan, folder: Path, watch: Watch) -> bool:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second build out of the folder; the lock goes with the process that has it."""
+    """Keeps a second build out of the folder; the lock is this process's and goes with it."""
     with open(folder / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise ValueError(f"another build is at work in {folder}; wait for it") from None
         yield
 

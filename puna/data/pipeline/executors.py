@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from loguru import logger
 
@@ -18,26 +20,53 @@ from puna.data.pipeline.steps import Phase
 
 
 class Local(LocalPipelineExecutor):
-    """datatrove's, that ends with the program that began it and leaves the terminal alone.
+    """datatrove's, in processes that end with the program that began them.
 
-    What it logs of a task is in the phase's own `logs` folder.
+    datatrove's own pool waits for ever for a process that was killed, and leaves one behind when
+    it is killed itself. What a task logs is in its phase's `logs` folder, not on the terminal.
     """
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        if (parent := multiprocess.parent_process()) is not None:
-            # A killed build must not go on in its processes: the next one would write with them.
-            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    def run(self) -> None:
+        """Does the tasks that are not done; what a task raises is raised here."""
+        self.save_executor_as_json()
+        todo = self.get_incomplete_ranks(range(self.tasks))
+        if self.workers == 1:
+            for rank in todo:
+                copy.deepcopy(self).run_task(rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
+            tasks = [pool.submit(self.run_task, rank) for rank in todo]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+            except BrokenProcessPool:
+                raise ValueError(
+                    "a process was killed, perhaps for lack of memory; try fewer workers"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def run_task(self, rank: int) -> None:
         with _quiet():
-            return super()._run_for_rank(rank, local_rank, node_rank)
+            self._run_for_rank(rank)
 
 
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+def _end_with_parent() -> None:
+    """A killed build must not go on in its processes: the next one would write beside them."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """datatrove's log goes to its files alone."""
     logger.remove()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
@@ -45,16 +74,10 @@ def _quiet() -> Iterator[None]:
 
 
 def run_locally(phase: Phase, run: Run, folder: Path) -> None:
-    """Does the phase's tasks that are not done; what a task raises is raised here."""
-    executor = Local(
-        phase.counted(folder),
-        tasks=phase.tasks,
-        workers=min(run.workers, phase.tasks),
-        logging_dir=str(phase.logs(folder)),
-        **run.options,
-    )
-    with _quiet():
-        executor.run()
+    """Does the phase's tasks in this process, or in `workers` of them."""
+    workers = min(run.workers, phase.tasks)
+    logs = str(phase.logs(folder))
+    Local(phase.counted(folder), phase.tasks, workers, logs, **run.options).run()
 
 
 def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
