@@ -9,23 +9,97 @@ from pathlib import Path
 
 import zstandard
 
-_NOUNS = (
-    "llama shepherd river mountain village market blanket weaver valley storm winter traveler "
-    "bridge garden letter harbor captain island forest lantern teacher window kitchen journey "
-    "violin orchard baker miller tower meadow candle story winner painter doctor farmer"
-).split()
-_VERBS = (
-    "followed watched remembered carried found painted left crossed described visited measured "
-    "repaired counted admired forgot opened reached guarded"
-).split()
-_ADJECTIVES = (
-    "quiet old golden narrow distant heavy curious patient wooden frozen gentle early bright "
-    "careful hidden broken famous lonely"
-).split()
-_PLACES = (
-    "beyond the hills|near the lake|in the morning|with great care|before the rain|at the station|"
-    "under the stars|for many years|along the coast|behind the church|without a word"
-).split("|")
+_NOUNS = [
+    "llama",
+    "shepherd",
+    "river",
+    "mountain",
+    "village",
+    "market",
+    "blanket",
+    "weaver",
+    "valley",
+    "storm",
+    "winter",
+    "traveler",
+    "bridge",
+    "garden",
+    "letter",
+    "harbor",
+    "captain",
+    "island",
+    "forest",
+    "lantern",
+    "teacher",
+    "window",
+    "kitchen",
+    "journey",
+    "violin",
+    "orchard",
+    "baker",
+    "miller",
+    "tower",
+    "meadow",
+    "candle",
+    "story",
+    "winner",
+    "painter",
+    "doctor",
+    "farmer",
+]
+_VERBS = [
+    "followed",
+    "watched",
+    "remembered",
+    "carried",
+    "found",
+    "painted",
+    "left",
+    "crossed",
+    "described",
+    "visited",
+    "measured",
+    "repaired",
+    "counted",
+    "admired",
+    "forgot",
+    "opened",
+    "reached",
+    "guarded",
+]
+_ADJECTIVES = [
+    "quiet",
+    "old",
+    "golden",
+    "narrow",
+    "distant",
+    "heavy",
+    "curious",
+    "patient",
+    "wooden",
+    "frozen",
+    "gentle",
+    "early",
+    "bright",
+    "careful",
+    "hidden",
+    "broken",
+    "famous",
+    "lonely",
+]
+_PLACES = [
+    "beyond the hills",
+    "near the lake",
+    "in the morning",
+    "with great care",
+    "before the rain",
+    "at the station",
+    "under the stars",
+    "for many years",
+    "along the coast",
+    "behind the church",
+    "without a word",
+]
 
 GERMAN = (
     "Der alte Hirte führte seine Tiere jeden Morgen über die Brücke und durch das enge Tal. "
@@ -99,7 +173,8 @@ def web() -> list[dict[str, str]]:
             "label": "scrubbed: 2 e-mails, 2 phones, 1 IP",
             "text": prose(8, 30)
             + " Write to jane.doe@mail.example.org or j+d@x.io. Call +44 20 7946 0958 or "
-            "(202) 265-2800 today. The host is 8.8.8.8 and not 192.168.0.1, says version 1.2.3.4.5.",
+            "(202) 265-2800 today. The host is 8.8.8.8 and not 192.168.0.1, says version "
+            "1.2.3.4.5.",
         },
         {
             "label": "personal",

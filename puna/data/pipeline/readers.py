@@ -6,6 +6,7 @@ read, and take a zst file that was cut off for a whole one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +52,10 @@ def read_hub(source: Source, part: int, parts: int) -> Iterator[tuple[str, Recor
 
     options: dict[str, Any] = {"split": "train"} | source.hub_options
     adapter = _whole_record(source)
-    reader = HuggingFaceDatasetReader(
-        source.hub, dataset_options=options, streaming=True, adapter=adapter
-    )
+    with _needs_crawl(source):
+        reader = HuggingFaceDatasetReader(
+            source.hub, dataset_options=options, streaming=True, adapter=adapter
+        )
     where = f"data set {source.hub}"
     for document in _named(reader.run(rank=part, world_size=parts), where):
         yield document.text, document.metadata
@@ -98,15 +100,28 @@ def _parquet(path: Path, source: Source) -> Iterator[tuple[Record, bool]]:
 def _warc(path: Path, source: Source) -> Iterator[tuple[Record, bool]]:
     """Pages of a crawl; HTML becomes text by trafilatura, as in RefinedWeb and FineWeb."""
     from datatrove.pipeline.readers import WarcReader
-    from trafilatura import extract
 
-    is_wet = ".wet" in path.name
-    reader = WarcReader(str(path.parent))
+    with _needs_crawl(source):
+        from trafilatura import extract
+
+        reader = WarcReader(str(path.parent))
     for document in _named(reader.read_file(path.name), str(path)):
         text = document.text
-        if not is_wet:
+        if suffix_of(path) == ".warc":
             text = extract(text, favor_precision=True, include_comments=False) or ""
         yield {"text": text} | document.metadata, True
+
+
+@contextlib.contextmanager
+def _needs_crawl(source: Source) -> Iterator[None]:
+    """Missing libraries of a kind of source are one line."""
+    try:
+        yield
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"source {source.name} needs more to be read: pip install 'puna[crawl]' ({reason})"
+        ) from None
 
 
 def _named(documents: Iterator[Any], where: str) -> Iterator[Any]:
