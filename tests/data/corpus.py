@@ -173,7 +173,7 @@ def web() -> list[dict[str, str]]:
             "label": "scrubbed: 2 e-mails, 2 phones, 1 IP",
             "text": prose(8, 30)
             + " Write to jane.doe@mail.example.org or j+d@x.io. Call +44 20 7946 0958 or "
-            "(202) 265-2800 today. The host is 8.8.8.8 and not 192.168.0.1, says version "
+            "(202) 265-2800 today. The host is 93.184.216.34 and not 192.168.0.1, says version "
             "1.2.3.4.5.",
         },
         {

@@ -30,7 +30,7 @@ PERSONAL = [
     ("+49 30 901820 or +1 415 555 2671 or 1-800-555-1212", "<P> or <P> or <P>"),
     ("In 1862-1865, on pages 123-456, 1,234,567 men and $202-265", None),
     ("ISBN 978-3-16-148410-0 and 12345-6789", None),
-    ("at 8.8.4.4, not 127.0.0.1 or 300.1.1.1", "at <I>, not 127.0.0.1 or 300.1.1.1"),
+    ("at 93.184.216.34, not 10.20.30.40 or 3.1.4.1", "at <I>, not 10.20.30.40 or 3.1.4.1"),
     ("2001:4860:4860::8888 at 12:30:45, std::vector, 1.2.3.4.5",
      "<I> at 12:30:45, std::vector, 1.2.3.4.5"),
 ]  # fmt: skip
@@ -62,6 +62,10 @@ def test_what_project_gutenberg_puts_around(start: str, end: str) -> None:
     assert strip_gutenberg(text, True) == f"{prose(1)}\n\n{prose(2)}"
     assert strip_gutenberg(text, False) == BOOK
     assert strip_gutenberg(BOOK, False) == BOOK
+    licence = f"\n\n{prose(3, 150)}"  # longer than the book
+    assert strip_gutenberg(text + licence, False) == BOOK
+    long = f"{start}\n\n{prose(4, 600)}\n\n{end} of X is said here.\n\n{prose(5, 1500)}"
+    assert prose(5, 1500) in strip_gutenberg(long, False)  # not in a footer's place
 
 
 def test_wikitext_becomes_text() -> None:

@@ -23,11 +23,14 @@ _CREDIT = re.compile(
     r"prepared|transcribed|scanned|digiti[sz]ed) (?:by|from)|"
     r"\[?transcriber['’]?s? note|HTML version by|"
     r"\[?Note: (?:Project Gutenberg|Images of)|This file was produced from|"
+    r"Images of the original|Text enclosed by underscores|"
     r"Updated editions will replace|.{0,200}(?:Distributed Proofread|www\.pgdp\.net|"
     r"gutenberg\.(?:org|net)|Project Gutenberg))",
     re.IGNORECASE | re.DOTALL,
 )
 _ILLUSTRATION = re.compile(r"\[(?:Illustration|Frontispiece)(?::[^\]]{0,400})?\]", re.IGNORECASE)
+# Markers count in a header's half and a footer's, or in as many characters as either may have.
+_LONGEST = 25_000
 _EDGE = 12  # paragraphs at either end among which credits are looked for
 _MIN_WIDTH = 50  # mean characters of lines that were cut at a width; verse has shorter ones
 
@@ -35,10 +38,9 @@ _MIN_WIDTH = 50  # mean characters of lines that were cut at a width; verse has 
 def strip_gutenberg(text: str, unwrap: bool) -> str:
     """The book alone: one paragraph a line if `unwrap`, verse and tables as they are."""
     text = text.replace("\r\n", "\n").removeprefix("\ufeff")
-    half = len(text) // 2
-    starts = [match.end() for match in _START.finditer(text, 0, half)]
+    starts = [match.end() for match in _START.finditer(text, 0, max(len(text) // 2, _LONGEST))]
     text = text[max(starts, default=0) :]
-    if end := _END.search(text, len(text) // 2):
+    if end := _END.search(text, max(min(len(text) // 2, len(text) - _LONGEST), 0)):
         text = text[: end.start()]
     text = _ILLUSTRATION.sub("", text)
     paragraphs = [p.strip("\n") for p in re.split(r"\n[ \t]*\n", text) if p.strip()]

@@ -39,6 +39,8 @@ def _is_phone(text: str) -> bool:
 
 
 def _is_public_ip(text: str) -> bool:
+    if ":" not in text and sum(c.isdigit() for c in text) < 6:
+        return False  # 1.5.9.8 is a version, a section or a year before it is an address
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:
