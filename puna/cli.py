@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "perplexity": Entry(
         "puna.commands.perplexity:perplexity", "How well models predict a text.", "Files"
     ),
+    "data": Entry("puna.commands.data:data", "Clean and tokenize a corpus.", "Raise"),
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,11 +17,16 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from puna.formats.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from puna.data.pipeline.build import Watch
+    from puna.data.pipeline.steps import Phase
 
 
 @contextlib.contextmanager
@@ -96,3 +104,53 @@ def training_bar(
                 )
 
         yield start, advance
+
+
+@contextlib.contextmanager
+def phase_bar(folder: Path) -> Iterator[Watch]:
+    """A bar a phase of a data build: tasks done, documents read; for `data.pipeline.build`.
+
+    Tasks work in other processes, which count their documents in files; those are looked at twice
+    a second.
+    """
+    # The stream as it is now: a phase may put another in its place meanwhile.
+    console = Console(file=sys.stderr)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[documents]:,} documents"),
+        TimeElapsedColumn(),
+    )
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        @contextlib.contextmanager
+        def watch(phase: Phase, number: int, count: int) -> Iterator[None]:
+            label = f"{number}/{count} {phase.name}"
+            task = progress.add_task(label, total=phase.tasks, documents=0)
+            done = threading.Event()
+
+            def look() -> None:
+                progress.update(
+                    task,
+                    completed=phase.tasks - phase.unfinished(folder),
+                    documents=phase.documents_read(folder),
+                )
+
+            def look_on() -> None:
+                while not done.wait(0.5):
+                    look()
+
+            looking = threading.Thread(target=look_on, daemon=True)
+            looking.start()
+            try:
+                yield
+            finally:
+                done.set()
+                looking.join()
+                look()
+            if not console.is_terminal:
+                console.print(f"{label}: done", highlight=False)
+
+        yield watch

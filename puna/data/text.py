@@ -1,8 +1,9 @@
-"""Documents out of text files: `.txt`, `.jsonl` (field `text`), either also as `.zst`."""
+"""Documents out of text files: `.txt`, `.jsonl` (field `text`), either also as `.zst` or `.gz`."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -16,18 +17,20 @@ def documents(path: Path, *, separator: str | None = None) -> Iterator[str]:
     A text file is one document, or several where lines equal `separator`. Raises ValueError for a
     missing file, an unknown kind, text that is not UTF-8 and JSON that is damaged, with the line.
     """
-    kind = path.name.removesuffix(".zst").rpartition(".")[2]
+    kind = path.name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
     if kind == "jsonl":
         found = _text_fields(path)
     elif kind == "txt":
-        found = _text_documents(path, separator)
+        found = text_documents(path, separator)
     else:
-        raise ValueError(f"{path}: unknown kind of text file; known are .txt and .jsonl (and .zst)")
+        raise ValueError(
+            f"{path}: unknown kind of text file; known are .txt and .jsonl (and .zst, .gz)"
+        )
     return (document for document in found if document.strip())
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The JSON values of a `.jsonl` or `.jsonl.zst` file, one a line."""
+    """The JSON values of a `.jsonl` file, also `.zst` or `.gz`, one a line."""
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
@@ -44,7 +47,8 @@ def _text_fields(path: Path) -> Iterator[str]:
         yield text
 
 
-def _text_documents(path: Path, separator: str | None) -> Iterator[str]:
+def text_documents(path: Path, separator: str | None) -> Iterator[str]:
+    """The documents of a text file, empty ones too: one, or several parted by `separator`."""
     document: list[str] = []
     for line in _lines(path):
         if separator is not None and line.strip() == separator:
@@ -72,6 +76,8 @@ def _lines(path: Path) -> Iterator[str]:
 def _readline(file: BinaryIO, path: Path, number: int) -> bytes:
     try:
         return file.readline()
+    except gzip.BadGzipFile as error:
+        raise ValueError(f"{path} is damaged after line {number}: {error}") from None
     except OSError:
         raise
     except Exception as error:  # zstandard has its own kind, known only where it is installed
@@ -83,10 +89,13 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     if not path.is_file():
         raise ValueError(f"no such text file: {path}")
     with open(path, "rb") as raw:
-        if path.suffix != ".zst":
+        if path.suffix == ".zst":
+            yield io.BufferedReader(_Decompressed(raw, path), buffer_size=1 << 20)
+        elif path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=raw) as unzipped:
+                yield io.BufferedReader(unzipped, buffer_size=1 << 20)
+        else:
             yield raw
-            return
-        yield io.BufferedReader(_Decompressed(raw, path), buffer_size=1 << 20)
 
 
 class _Decompressed(io.RawIOBase):

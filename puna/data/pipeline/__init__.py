@@ -1,0 +1,1 @@
+"""From raw text to clean, tokenized shards: datatrove's steps and ours, in one table."""

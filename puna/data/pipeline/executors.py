@@ -1,0 +1,126 @@
+"""Where phases run: local processes, a Slurm cluster or a Ray cluster, all by datatrove."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from loguru import logger
+
+from puna.data.pipeline.config import Run
+from puna.data.pipeline.steps import Phase
+
+
+class Local(LocalPipelineExecutor):
+    """datatrove's, in processes that end with the program that began them.
+
+    datatrove's own pool waits for ever for a process that was killed, and leaves one behind when
+    it is killed itself. What a task logs is in its phase's `logs` folder, not on the terminal.
+    """
+
+    def run(self) -> None:
+        """Does the tasks that are not done; what a task raises is raised here."""
+        self.save_executor_as_json()
+        todo = self.get_incomplete_ranks(range(self.tasks))
+        if self.workers == 1:
+            for rank in todo:
+                copy.deepcopy(self).run_task(rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
+            tasks = [pool.submit(self.run_task, rank) for rank in todo]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+            except BrokenProcessPool:
+                raise ValueError(
+                    "a process was killed, perhaps for lack of memory; try fewer workers"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def run_task(self, rank: int) -> None:
+        with _quiet():
+            self._run_for_rank(rank)
+
+
+def _end_with_parent() -> None:
+    """A killed build must not go on in its processes: the next one would write beside them."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """datatrove's log goes to its files alone."""
+    logger.remove()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+        logger.remove()
+
+
+def run_locally(phase: Phase, run: Run, folder: Path) -> None:
+    """Does the phase's tasks in this process, or in `workers` of them."""
+    workers = min(run.workers, phase.tasks)
+    logs = str(phase.logs(folder))
+    Local(phase.counted(folder), phase.tasks, workers, logs, **run.options).run()
+
+
+def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
+    """Submits all phases, each to begin when the one before has ended."""
+    before: SlurmPipelineExecutor | None = None
+    for phase in phases:
+        before = SlurmPipelineExecutor(
+            phase.pipeline,
+            tasks=phase.tasks,
+            workers=run.workers,
+            logging_dir=str(phase.logs(folder)),
+            slurm_logs_folder=str(phase.logs(folder) / "slurm"),
+            job_name=f"puna-{phase.name}",
+            depends=before,
+            **run.options,
+        )
+    assert before is not None
+    before.run()
+
+
+def run_on_ray(phase: Phase, run: Run, folder: Path) -> None:
+    """Does the phase on the Ray cluster that is there, or on one that it starts here."""
+    import ray
+    from datatrove.executor import RayPipelineExecutor
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False)
+    executor = RayPipelineExecutor(
+        phase.counted(folder),
+        tasks=phase.tasks,
+        workers=min(run.workers, phase.tasks),
+        logging_dir=str(phase.logs(folder)),
+        **run.options,
+    )
+    with _quiet():
+        executor.run()
+    if missing := executor.get_incomplete_ranks():
+        raise ValueError(f"{phase.name}: tasks {missing} failed; see {phase.logs(folder)}")
+
+
+# What runs a phase to its end here. Slurm takes all phases at once, and goes on without us.
+RUNNERS: dict[str, Callable[[Phase, Run, Path], None]] = {
+    "local": run_locally,
+    "ray": run_on_ray,
+}
+EXECUTORS = (*RUNNERS, "slurm")

@@ -1,0 +1,115 @@
+"""The report to read: Markdown with its plots beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from puna.data.pipeline.report import collect
+
+_FOUND_WORDS = {
+    "exact_duplicates": "documents that were there already",
+    "near_duplicates": "near-duplicate documents",
+    "boilerplate_characters": "characters of boilerplate",
+    "emails": "e-mail addresses replaced",
+    "phones": "telephone numbers replaced",
+    "ips": "IP addresses replaced",
+    "contaminated_paragraphs": "paragraphs of evaluation sets cut",
+    "contaminated_documents": "documents dropped for evaluation sets in them",
+    "tokens": "tokens",
+}
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Writes report.json, report.md, flow.png and mix.png into a build; returns the record."""
+    from puna.data.pipeline.plots import plot_flow, plot_mix
+
+    report = collect(folder)
+    plots = [plot_flow(report, folder / "flow.png")]
+    if report["found"]["tokens"]:
+        plots.append(plot_mix(report, folder / "mix.png"))
+    _put(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _put(folder / "report.md", markdown(report, folder.resolve().name, plots))
+    return report
+
+
+def markdown(report: dict[str, Any], name: str, plots: list[Path]) -> str:
+    """The report as a page."""
+    lines = [f"# {name}", ""]
+    if not report["complete"]:
+        lines += ["**This build is not finished**; what is below is of the tasks that are.", ""]
+    lines += _sources(report)
+    lines += ["## Found", ""]
+    lines += [f"- {report['found'][key]:,} {words}" for key, words in _FOUND_WORDS.items()]
+    lines += ["", *(f"![{plot.stem}]({plot.name})" for plot in plots), ""]
+    lines += _steps(report)
+    lines += _examples(report)
+    return "\n".join(lines)
+
+
+def _sources(report: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            source, s["licence"], f"{s['documents_in']:,}", f"{s['documents_out']:,}",
+            f"{s['characters_in'] / 1e6:.1f}", f"{s['characters_out'] / 1e6:.1f}",
+            f"{s['tokens']:,}", f"{s['share']:.1%}", f"{s['upsample']:g}", f"{s['weight']:.1%}",
+        ]
+        for source, s in report["sources"].items()
+    ]  # fmt: skip
+    head = ["source", "licence", "documents in", "out", "M characters in", "out", "tokens",
+            "share", "up-sampled", "share of the mix"]  # fmt: skip
+    return ["## Sources", "", *_table(head, rows), ""]
+
+
+def _steps(report: dict[str, Any]) -> list[str]:
+    lines = ["## Steps", ""]
+    for step, sources in report["steps"].items():
+        rows = [
+            [
+                source, f"{t['documents_in']:,}", f"{t['documents_out']:,}",
+                f"{sum(t['characters_dropped'].values()):,}", f"{t['characters_removed']:,}",
+                _counts(t["dropped"]), _counts(t["events"]),
+            ]
+            for source, t in sources.items()
+        ]  # fmt: skip
+        head = ["source", "documents in", "out", "characters dropped", "characters taken out",
+                "why dropped", "and"]  # fmt: skip
+        lines += [f"### {step}", "", *_table(head, rows), ""]
+    return lines
+
+
+def _examples(report: dict[str, Any]) -> list[str]:
+    lines = ["## Examples of what was dropped", ""] if report["examples"] else []
+    for example in report["examples"]:
+        title = f" ({_cell(example['title'])})" if example["title"] else ""
+        lines.append(
+            f"- {example['step']}, {example['source']}: **{_cell(example['reason'])}**, "
+            f"`{example['id']}`{title}"
+        )
+        if example["excerpt"]:
+            lines += ["", f"  > {_cell(example['excerpt'])}", ""]
+    return lines
+
+
+def _counts(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    """Text from a document is text: no tables, links or tags of its own."""
+    for sign in "\\`*_[]<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
