@@ -16,15 +16,22 @@ from puna.attention import causal
 from puna.config import ModelConfig
 from puna.data.packing import PackedBatches
 from puna.data.tokens import open_tokens, write_tokens
+from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
-from puna.formats.network import load_model
+from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
-from puna.model import Llama, initialize
+from puna.model import Llama, drawn, initialize
+from puna.parallel.layout import Layout, check_batch, check_model
+from puna.parallel.part import Options, take_part
+from puna.parallel.place import Place, take_place
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
-from puna.train.loop import Record, Settings, train
-from puna.train.losses import next_token_loss_sum
+from puna.train.checkpoints import RunState
+from puna.train.loop import Record, Settings, Trainee, train
+from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum
+from puna.train.several import Several
+from puna.train.single import Single
 
 _CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data"
 
@@ -50,6 +57,13 @@ class PretrainConfig:
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        check_model(self.layout, self.model)
+        check_batch(self.layout, self.batch_size, self.micro_batch_size)
+
+    @property
+    def layout(self) -> Layout:
+        """How the run is cut; one process where nothing is said."""
+        return Layout.parse(self.settings.parallel)
 
     def to_dict(self) -> dict[str, Any]:
         return {"stage": "pretrain"} | dataclasses.asdict(self)
@@ -69,21 +83,36 @@ class PretrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """The stage (`train.loop.Stage`). A piece is ids (micro_batch_size, context_length + 1)."""
+    """The stage (`train.loop.Stage`). A piece is ids (micro_batch_size, context_length + 1).
+
+    Data-parallel rank `rank` of `num_ranks` gets its share of each batch, which is the same for
+    any number of them.
+    """
 
     batches: PackedBatches
     micro_batch_size: int
+    loss_chunk: int = 0
+    rank: int = 0
+    num_ranks: int = 1
 
     def micro_batches(self, step: int) -> list[Tensor]:
-        return list(torch.from_numpy(self.batches.batch(step)).split(self.micro_batch_size))
+        batch = torch.from_numpy(self.batches.batch(step))
+        share = batch.chunk(self.num_ranks)[self.rank]
+        return list(share.split(self.micro_batch_size))
 
     def num_tokens(self, batch: Tensor) -> int:
         return batch[:, 1:].numel()
 
+    def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return batch[:, :-1], batch[:, 1:], None
+
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
+        tokens, targets, _ = self.windows(batch)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         hidden = model(tokens, positions, causal)
+        if self.loss_chunk:
+            head = network.tok_embeddings if network.output is None else network.output
+            return chunked_next_token_loss_sum(hidden, head.weight, targets, chunk=self.loss_chunk)
         return next_token_loss_sum(next_token_logits(network, hidden), targets)
 
     def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
@@ -143,18 +172,53 @@ def pretrain(
     `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
     """
     config = run_config(run)
+    settings = config.settings
+    resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
+    place = take_place(config.layout, settings.device) if settings.parallel else None
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
-    stage = Pretrain(_batches(config, open_tokens(run / _DATA).tokens), config.micro_batch_size)
-    resumed = None
-    if checkpoints.steps_saved(run):
-        resumed = checkpoints.newest(run)
+    stage = Pretrain(
+        _batches(config, open_tokens(run / _DATA).tokens),
+        config.micro_batch_size,
+        settings.loss_chunk,
+        place.data_rank if place else 0,
+        config.layout.num_data_ranks,
+    )
+    trainee = _several(config, place, stage, resumed) if place else _single(config, stage, resumed)
+    on_start(resumed[1].step if resumed else 0)
+    return train(trainee, stage, settings, run, vocabulary, resume=resumed, **options)
+
+
+def _single(
+    config: PretrainConfig, stage: Pretrain, resumed: tuple[Checkpoint, RunState] | None
+) -> Trainee:
+    if resumed:
         model = load_model(resumed[0], device=config.settings.device)
     else:
         model = Llama(config.model)
-        initialize(model, torch.Generator().manual_seed(config.seed))
+        initialize(model, _generator(config))
         model.to(config.settings.device)
-    on_start(resumed[1].step if resumed else 0)
-    return train(model, stage, config.settings, run, vocabulary, resume=resumed, **options)
+    return Single(model, stage, config.settings)
+
+
+def _several(
+    config: PretrainConfig,
+    place: Place,
+    stage: Pretrain,
+    resumed: tuple[Checkpoint, RunState] | None,
+) -> Trainee:
+    settings = config.settings
+    options = Options(settings.dtype, settings.recompute, settings.compile)
+    part = take_part(config.model, place, options)
+    if resumed:
+        saved = resumed[0].tensors
+        part.fill((name, read_tensor(saved[name])) for name in part.names())
+    else:
+        part.fill(drawn(config.model, _generator(config)))
+    return Several(part, stage, loss_chunk=settings.loss_chunk)
+
+
+def _generator(config: PretrainConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(config.seed)
 
 
 def _batches(config: PretrainConfig, tokens: Any) -> PackedBatches:
