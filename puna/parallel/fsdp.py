@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from puna.parallel.collectives import parts_of_all
 from puna.parallel.place import Place
 
 
@@ -54,16 +55,40 @@ def square_norm(parameters: list[nn.Parameter]) -> float:
 
 def share_of(whole: Tensor, like: Tensor, place: Place) -> Tensor:
     """What of a whole weight lies here, where `like` is this rank's DTensor of it."""
-    if not isinstance(like, DTensor):
-        return whole
-    cut = like.placements[-1]
-    if place.layout.tp > 1 and isinstance(cut, Shard):
-        whole = whole.chunk(place.layout.tp, cut.dim)[place.mesh.get_local_rank("tp")]
-    shards, index = place.mesh["shard"].size(), place.mesh.get_local_rank("shard")
-    # As FSDP cuts the first dimension; where there are fewer rows than ranks, some have none.
-    size = -(-whole.shape[0] // shards)
-    start = min(index * size, whole.shape[0])
-    return whole[start : min(start + size, whole.shape[0])]
+    dim = _tensor_dim(like, place)
+    if dim is not None:
+        whole = whole.chunk(place.layout.tp, dim)[place.mesh.get_local_rank("tp")]
+    size = _rows(whole.shape[0], place)
+    start = min(place.mesh.get_local_rank("shard") * size, whole.shape[0])
+    return whole[start : start + size]
+
+
+def whole_of(share: Tensor, place: Place) -> Tensor:
+    """The inverse of `share_of`, on every rank that has a share; all of them call it."""
+    if not isinstance(share, DTensor):
+        return share
+    dim, part = _tensor_dim(share, place), share.to_local().detach()
+    num_rows = share.shape[0] // (place.layout.tp if dim == 0 else 1)
+    # The last ranks' parts may be shorter.
+    padded = part.new_zeros((_rows(num_rows, place), *part.shape[1:]))
+    padded[: len(part)] = part
+    whole = torch.cat(parts_of_all(padded, place.mesh.get_group("shard")))[:num_rows]
+    if dim is not None:
+        whole = torch.cat(parts_of_all(whole, place.mesh.get_group("tp")), dim)
+    return whole
+
+
+def _tensor_dim(tensor: Tensor, place: Place) -> int | None:
+    """The dimension by which a tensor group has shares of this weight."""
+    if place.layout.tp == 1 or not isinstance(tensor, DTensor):
+        return None
+    cut = tensor.placements[-1]
+    return cut.dim if isinstance(cut, Shard) else None
+
+
+def _rows(num_rows: int, place: Place) -> int:
+    """How many rows of the first dimension FSDP gives a rank; the last have fewer, or none."""
+    return -(-num_rows // place.mesh["shard"].size())
 
 
 def _num_copies(tensor: Tensor) -> int:

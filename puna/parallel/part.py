@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from puna.attention import causal, causal_mask, masked
+from puna.attention import Attend, causal, causal_mask, masked
 from puna.config import ModelConfig
 from puna.model import Llama, empty
+from puna.parallel.collectives import gather
 from puna.parallel.context import gathered, part
 from puna.parallel.fsdp import local, shard, share_of
 from puna.parallel.pipeline import keep_stage
 from puna.parallel.place import Place
 from puna.parallel.recompute import recompute
 from puna.parallel.sequence import share_matrices
-
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -32,7 +32,7 @@ class Options:
 
 
 class Part(nn.Module):
-    """This rank's part of the network; the root of FSDP."""
+    """This rank's part of the network; the root of FSDP, which `shard` makes it."""
 
     def __init__(self, network: Llama, place: Place, dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,16 +41,19 @@ class Part(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token ids, or the hidden states of the stage before -> hidden states.
 
-        `positions` and the rows of `mask` are this rank's part of the windows' (`windows`).
+        `positions` and the rows of `mask` are this rank's part of the windows' (`windows`). Between
+        stages ranks of a tensor group have a part of the positions each; the last gives all.
         """
-        context = self.place.context
+        hidden: Tensor = self.network(x, positions, self._attend(mask))
+        if self.place.tensor is not None and self.place.has_last_stage:
+            hidden = gather(hidden, 1, self.place.tensor)
+        return hidden
+
+    def _attend(self, mask: Tensor | None) -> Attend:
         if mask is None:
-            attend = causal
-        elif context is None:
-            attend = masked(mask)
-        else:
-            attend = gathered(mask, context)
-        return self.network(x, positions, attend)
+            return causal
+        context = self.place.context
+        return masked(mask) if context is None else gathered(mask, context)
 
     def windows(
         self, tokens: Tensor, targets: Tensor, mask: Tensor | None = None

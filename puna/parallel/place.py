@@ -17,13 +17,15 @@ class Place:
     """Where this rank stands. `mesh` has the dimensions pp, dp, shard and tp.
 
     A context-parallel group holds the same weights, so `shard` counts fsdp x cp: its ranks share
-    them too. `context` is the group of those that share a window, None where nobody does.
+    them too. `context` is the group of those that share a window, `tensor` of those that share
+    matrices, None where nobody does.
     """
 
     layout: Layout
     device: torch.device
     mesh: DeviceMesh
     context: dist.ProcessGroup | None
+    tensor: dist.ProcessGroup | None
 
     @property
     def rank(self) -> int:
@@ -66,7 +68,8 @@ def take_place(layout: Layout, device: str) -> Place:
     check_ranks(layout, dist.get_world_size())
     shape = (layout.pp, layout.dp, layout.fsdp * layout.cp, layout.tp)
     mesh = init_device_mesh(own.type, shape, mesh_dim_names=("pp", "dp", "shard", "tp"))
-    return Place(layout, own, mesh, _context_group(layout))
+    tensor = mesh.get_group("tp") if layout.tp > 1 else None
+    return Place(layout, own, mesh, _context_group(layout), tensor)
 
 
 def _context_group(layout: Layout) -> dist.ProcessGroup | None:

@@ -42,7 +42,7 @@ def recompute(blocks: list[nn.Module], kind: str) -> None:
     for block in blocks:
         # The method, not the module: names of weights stay what they are.
         forward: Callable[..., Any] = block.forward
-        block.forward = functools.partial(  # type: ignore[method-assign]
+        block.forward = functools.partial(
             checkpoint, forward, use_reentrant=False, preserve_rng_state=False, **options
         )
 

@@ -31,9 +31,9 @@ class Settings:
     """How a run optimises. Defaults are Llama 2's (arXiv 2307.09288, section 2.2).
 
     `dtype` is what matrix products are computed in; weights and optimizer stay fp32. `parallel`
-    is the layout of several processes (`parallel.layout`), "" for one; `recompute` what the backward
-    pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are logits at
-    once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end.
+    is the layout of several processes (`parallel.layout`), "" for one; `recompute` is what the
+    backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
+    logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end.
     """
 
     steps: int

@@ -83,7 +83,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, head_grad = ctx.saved_tensors
         scaled = (head_grad * grad).to(ctx.dtype)
         return (hidden_grad * grad).to(hidden_grad.dtype), scaled, None, None, None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import Schedule1F1B
-from torch.distributed.tensor import DTensor
 
 from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
-from puna.parallel.collectives import gather
-from puna.parallel.fsdp import local, share_of, square_norm
+from puna.parallel.fsdp import local, share_of, square_norm, whole_of
 from puna.parallel.part import Part
 from puna.parallel.pipeline import forward_only, one_forward_one_backward
 from puna.tokenizer import Vocabulary
@@ -34,10 +34,12 @@ class Several:
     def __init__(self, part: Part, stage: Stage, *, loss_chunk: int = 0) -> None:
         self.part, self.place, self._stage = part, part.place, stage
         self._loss_chunk = loss_chunk
-        layout, mesh = self.place.layout, self.place.mesh
-        self._tensor_group = mesh.get_group("tp") if layout.tp > 1 else None
         self._schedules: dict[tuple[int, ...], Schedule1F1B] = {}
         self._num_tokens = 1
+
+    @property
+    def _sharded(self) -> FSDPModule:
+        return cast(FSDPModule, self.part)
 
     @property
     def network(self) -> Llama:
@@ -63,7 +65,7 @@ class Several:
             loss = 0.0
             for number, batch in enumerate(batches):
                 if self.place.layout.dp > 1:  # replicas add up once, after the last piece
-                    self.part.set_requires_all_reduce(number == len(batches) - 1)
+                    self._sharded.set_requires_all_reduce(number == len(batches) - 1)
                 tokens, targets, positions, mask = self._windows(batch)
                 piece = self._mean_loss(self.part(tokens, positions, mask), targets)
                 piece.backward()
@@ -83,7 +85,7 @@ class Several:
         loss = 0.0
         if self.place.has_last_stage:
             loss = self._loss_sum(hidden, targets).item()
-        self.part.reshard()
+        self._sharded.reshard()
         mean = self._over_ranks(loss) / self.place.layout.num_data_ranks
         return torch.tensor(mean, dtype=torch.float64)
 
@@ -130,7 +132,7 @@ class Several:
             self.place.rank % (self.place.layout.num_ranks // self.place.layout.pp) == 0
         )
         for name, tensor in tensors:
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            whole = whole_of(tensor, self.place)
             if first_of_stage:
                 kept[name] = whole.detach().cpu()
         if self.place.layout.pp == 1:
@@ -156,9 +158,9 @@ class Several:
                 tokens=shape[1:],
                 hidden=self._hidden_like(tokens[: shape[1]]),
             )
-        options = (
-            {"positions": positions} if mask is None else {"positions": positions, "mask": mask}
-        )
+        options: dict[str, Any] = {"positions": positions}
+        if mask is not None:
+            options["mask"] = mask
         losses: list[Tensor] = []
         inputs = (tokens,) if self.place.stage == 0 else ()
         target = targets if self.place.has_last_stage else None
@@ -179,14 +181,12 @@ class Several:
         return self._loss_sum(hidden, targets) / self._num_tokens
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if self._tensor_group is not None:
-            hidden = gather(hidden, 1, self._tensor_group)
         return chunked_next_token_loss_sum(
             hidden,
             self.part.head(),
             targets,
             chunk=self._loss_chunk,
-            group=self._tensor_group,
+            group=self.place.tensor,
         )
 
     def _over_ranks(self, loss: float) -> float:
