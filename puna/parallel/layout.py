@@ -99,15 +99,21 @@ def check_model(layout: Layout, config: ModelConfig) -> None:
         )
 
 
-def check_batch(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
-    """ValueError where a batch of so many windows does not divide over the ranks."""
+def check_data(layout: Layout, batch_size: int) -> None:
+    """ValueError where a batch of so many windows does not divide over the data-parallel ranks."""
     ranks = layout.num_data_ranks
     if batch_size % ranks:
+        below = batch_size // ranks * ranks
+        near = f"{below} or {below + ranks}" if below else str(ranks)
         raise ValueError(
             f"a batch of {batch_size} windows does not divide by {ranks} data-parallel ranks "
-            f"(dp={layout.dp} x fsdp={layout.fsdp}); {batch_size // ranks * ranks or ranks} would"
+            f"(dp={layout.dp} x fsdp={layout.fsdp}); {near} would"
         )
-    share = batch_size // ranks
+
+
+def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
+    """ValueError where pieces of so many windows do not make up a rank's share of a batch."""
+    share = batch_size // layout.num_data_ranks
     if share % micro_batch_size:
         raise ValueError(
             f"a data-parallel rank's {share} windows are no multiple of micro_batch_size "
@@ -116,11 +122,13 @@ def check_batch(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
     if share // micro_batch_size < layout.pp:
         raise ValueError(
             f"a pipeline of pp={layout.pp} stages needs as many pieces of a batch; {share} windows "
-            f"of a data-parallel rank in pieces of {micro_batch_size} are "
+            f"of a data-parallel rank in pieces of {micro_batch_size} are only "
             f"{share // micro_batch_size}"
         )
 
 
 def usual_micro_batch(layout: Layout, batch_size: int) -> int:
-    """The largest piece of a batch that keeps every stage of the pipeline at work."""
-    return max(1, batch_size // layout.num_data_ranks // layout.pp)
+    """The largest piece of a batch that divides it and keeps every stage of a pipeline at work."""
+    share = batch_size // layout.num_data_ranks
+    largest = max(1, share // layout.pp)
+    return next(size for size in range(largest, 0, -1) if share % size == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,7 @@ def take_place(layout: Layout, device: str) -> Place:
 
     ValueError where the processes are not as many as the layout's, or have no GPU of their own.
     """
-    cuda = torch.device(device).type == "cuda"
-    own = meet(device, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+    own = meet_to_train(device)
     check_ranks(layout, dist.get_world_size())
     shape = (layout.pp, layout.dp, layout.fsdp * layout.cp, layout.tp)
     mesh = init_device_mesh(own.type, shape, mesh_dim_names=("pp", "dp", "shard", "tp"))
@@ -79,3 +79,30 @@ def _context_group(layout: Layout) -> dist.ProcessGroup | None:
     groups = by_context.transpose(1, 2).reshape(-1, layout.cp).tolist()
     group, _ = dist.new_subgroups_by_enumeration(groups)
     return group
+
+
+def meet_to_train(device: str) -> torch.device:
+    """Joins the processes that torchrun started; this one's own device."""
+    cuda = torch.device(device).type == "cuda"
+    return meet(device, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+
+
+def first_alone(action: Callable[[], None]) -> bool:
+    """Runs `action` on the first rank while the others wait; whether it went well.
+
+    Where it raised, the first rank raises and the others get False.
+    """
+    went_well = [False]
+    try:
+        if dist.get_rank() == 0:
+            action()
+            went_well = [True]
+    finally:
+        dist.broadcast_object_list(went_well, src=0)
+    return went_well[0]
+
+
+def leave() -> None:
+    """Parts from the other processes, if it met them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

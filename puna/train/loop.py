@@ -33,7 +33,8 @@ class Settings:
     `dtype` is what matrix products are computed in; weights and optimizer stay fp32. `parallel`
     is the layout of several processes (`parallel.layout`), "" for one; `recompute` is what the
     backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
-    logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end.
+    logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at
+    the end.
     """
 
     steps: int

@@ -21,7 +21,7 @@ from puna.formats.files import atomic_directory
 from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
-from puna.parallel.layout import Layout, check_batch, check_model
+from puna.parallel.layout import Layout, check_data, check_model, check_pieces
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
 from puna.tokenizer import Tokenizer, Vocabulary
@@ -52,13 +52,14 @@ class PretrainConfig:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
+        check_model(self.layout, self.model)
+        check_data(self.layout, self.batch_size)
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_model(self.layout, self.model)
-        check_batch(self.layout, self.batch_size, self.micro_batch_size)
+        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
 
     @property
     def layout(self) -> Layout:
@@ -154,24 +155,39 @@ def prepare(
         (folder / _CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def run_config(run: Path) -> PretrainConfig:
-    """The config of a prepared run; ValueError if there is none or it is damaged."""
+def run_config(run: Path, parallel: str | None = None) -> PretrainConfig:
+    """The config of a prepared run, with another layout where one is given.
+
+    ValueError if there is none, it is damaged, or the layout does not fit it.
+    """
     if not (run / _CONFIG).is_file():
         raise ValueError(f"{run} is not a run: it holds no {_CONFIG}")
     try:
-        return PretrainConfig.from_dict(json.loads((run / _CONFIG).read_text()))
+        config = PretrainConfig.from_dict(json.loads((run / _CONFIG).read_text()))
     except ValueError as error:
         raise ValueError(f"{run / _CONFIG}: {error}") from None
+    return config if parallel is None else with_layout(config, parallel)
+
+
+def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
+    """The same run cut otherwise. ValueError where it does not divide so."""
+    settings = dataclasses.replace(config.settings, parallel=parallel)
+    return dataclasses.replace(config, settings=settings)
 
 
 def pretrain(
-    run: Path, *, on_start: Callable[[int], None] = lambda step: None, **options: Any
+    run: Path,
+    *,
+    parallel: str | None = None,
+    on_start: Callable[[int], None] = lambda step: None,
+    **options: Any,
 ) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
+    With a layout, each of its processes calls this; `parallel` is another than the run's own.
     `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
     """
-    config = run_config(run)
+    config = run_config(run, parallel)
     settings = config.settings
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
