@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 @click.option("--grad-clip", type=float, default=1.0, show_default=True)
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--compile/--no-compile", default=False, show_default=True, help="torch.compile.")
+@click.option("--float8/--no-float8", default=False, show_default=True,
+              help="Multiply in float8; needs torchao and a recent NVIDIA GPU.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--held-out", type=int, default=16, show_default=True,
@@ -71,6 +73,7 @@ def pretrain(
     grad_clip: float,
     dtype: str,
     compile: bool,
+    float8: bool,
     device: str,
     seed: int,
     held_out: int,
@@ -122,6 +125,7 @@ def pretrain(
                 grad_clip=grad_clip,
                 dtype=dtype,
                 compile=compile,
+                float8=float8,
                 device=device,
                 parallel=parallel,
                 recompute=recompute,

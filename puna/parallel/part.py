@@ -13,6 +13,7 @@ from puna.config import ModelConfig
 from puna.model import Llama, empty
 from puna.parallel.collectives import gather
 from puna.parallel.context import gathered, part
+from puna.parallel.float8 import to_float8
 from puna.parallel.fsdp import local, shard, share_of
 from puna.parallel.pipeline import keep_stage
 from puna.parallel.place import Place
@@ -24,11 +25,13 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a part computes. `dtype` is bf16, fp32, or fp64 to compare layouts."""
+    """How a part computes. `dtype` is bf16, fp32, or fp64 to compare layouts; `float8` is "no",
+    "yes", or "emulated" for tests."""
 
     dtype: str = "bf16"
     recompute: str = "none"
     compile: bool = False
+    float8: str = "no"
 
 
 class Part(nn.Module):
@@ -93,6 +96,8 @@ def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
     keep_stage(network, place.stage, place.layout.pp)
     if options.dtype == "fp64":
         network.double()
+    if options.float8 != "no":
+        to_float8(network, emulate=options.float8 == "emulated")
     if place.layout.tp > 1:
         share_matrices(network, place.mesh["tp"])
     blocks = list(network.layers.values())

@@ -34,6 +34,9 @@ def share_matrices(network: Llama, mesh: DeviceMesh) -> None:
     # A stage of a pipeline lacks some of them.
     present = {name: style for name, style in ends.items() if _has_weights(getattr(network, name))}
     parallelize_module(network, mesh, present)
+    if "tok_embeddings" in present:
+        # What a collective has yet to deliver loses its gradient in a compiled block (torch 2.13).
+        network.tok_embeddings.register_forward_hook(lambda module, inputs, output: output.clone())
     whole, parts = Replicate(), Shard(1)
     for block in network.layers.values():
         block_plan: dict[str, ParallelStyle] = {

@@ -30,7 +30,8 @@ Record = dict[str, Any]
 class Settings:
     """How a run optimises. Defaults are Llama 2's (arXiv 2307.09288, section 2.2).
 
-    `dtype` is what matrix products are computed in; weights and optimizer stay fp32. `parallel`
+    `dtype` is what matrix products are computed in, `float8` those of the blocks instead; weights
+    and optimizer stay fp32. `parallel`
     is the layout of several processes (`parallel.layout`), "" for one; `recompute` is what the
     backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
     logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at
@@ -48,6 +49,7 @@ class Settings:
     grad_clip: float = 1.0
     dtype: str = "bf16"
     compile: bool = False
+    float8: bool = False
     device: str = "cpu"
     parallel: str = ""
     recompute: str = "none"
@@ -61,6 +63,8 @@ class Settings:
             raise ValueError(f"dtype is bf16 or fp32, not {self.dtype!r}")
         if self.recompute not in RECOMPUTE:
             raise ValueError(f"recompute is {', '.join(RECOMPUTE)}, not {self.recompute!r}")
+        if self.float8 and self.dtype != "bf16":
+            raise ValueError(f"float8 is for products that would be in bf16, not {self.dtype}")
         if self.loss_chunk < 0:
             raise ValueError(f"loss_chunk must be 0 or more, not {self.loss_chunk}")
         Layout.parse(self.parallel)

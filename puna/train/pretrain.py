@@ -21,6 +21,7 @@ from puna.formats.files import atomic_directory
 from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
+from puna.parallel.float8 import check_float8
 from puna.parallel.layout import Layout, check_data, check_model, check_pieces
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
@@ -191,6 +192,8 @@ def pretrain(
     settings = config.settings
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
+    if settings.float8:
+        check_float8(place.device if place else torch.device(settings.device))
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
     stage = Pretrain(
         _batches(config, open_tokens(run / _DATA).tokens),
@@ -223,7 +226,9 @@ def _several(
     resumed: tuple[Checkpoint, RunState] | None,
 ) -> Trainee:
     settings = config.settings
-    options = Options(settings.dtype, settings.recompute, settings.compile)
+    options = Options(
+        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+    )
     part = take_part(config.model, place, options)
     if resumed:
         saved = resumed[0].tensors

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
+from puna.parallel.float8 import to_float8
 from puna.parallel.recompute import recompute
 from puna.tokenizer import Vocabulary
 from puna.train import checkpoints
@@ -25,6 +26,8 @@ class Single:
 
     def __init__(self, network: Llama, stage: Stage, settings: Settings) -> None:
         self.network, self._stage, self._settings = network, stage, settings
+        if settings.float8:
+            to_float8(network)
         recompute(list(network.layers.values()), settings.recompute)
         self._forward = torch.compile(network) if settings.compile else network
 

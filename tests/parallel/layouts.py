@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from puna.attention import document_mask, masked
+from puna.attention import causal, document_mask, masked
 from puna.config import ModelConfig
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
+from puna.parallel.float8 import to_float8
 from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
@@ -56,8 +56,6 @@ class Windows:
         return tokens, batch[:, 1:], mask
 
     def loss(self, model: Any, network: Llama, batch: Tensor) -> Tensor:
-        from puna.attention import causal
-
         tokens, targets, mask = self.windows(batch)
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         hidden = model(tokens, positions, causal if mask is None else masked(mask))
@@ -97,6 +95,8 @@ def run(trainee: Any, stage: Windows, steps: int) -> dict[str, Any]:
 def alone(case: dict[str, Any]) -> dict[str, Any]:
     """The same by one process."""
     network = Llama(TIED if case.get("tied") else CONFIG)
+    if case.get("float8"):
+        to_float8(network, emulate=True)
     initialize(network, torch.Generator().manual_seed(1))
     if case["dtype"] == "fp64":
         network.double()
@@ -108,11 +108,10 @@ def main(file: Path, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     everything = {}
     for case in cases:
-        started = time.perf_counter()
         layout = Layout.parse(case["layout"])
         place = take_place(layout, "cpu")
         config = TIED if case.get("tied") else CONFIG
-        options = {key: case[key] for key in ("recompute", "compile") if key in case}
+        options = {key: case[key] for key in ("recompute", "compile", "float8") if key in case}
         part = take_part(config, place, Options(dtype=case["dtype"], **options))
         part.fill(drawn(config, torch.Generator().manual_seed(1)))
         pieces = BATCH // layout.num_data_ranks // max(2, layout.pp)
@@ -122,8 +121,6 @@ def main(file: Path, cases: list[dict[str, Any]]) -> None:
         trainee = Several(part, stage, loss_chunk=case.get("loss_chunk", 0))
         found = run(trainee, stage, case["steps"])
         everything |= {f"{case['name']}/{key}": value for key, value in found.items()}
-        if place.rank == 0 and case.get("verbose"):
-            print(case["layout"], f"{time.perf_counter() - started:.1f} s", file=sys.stderr)
     if dist.get_rank() == 0:
         np.savez(file, **everything)
     dist.barrier()
