@@ -92,6 +92,13 @@ class Part(nn.Module):
 
 def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
     """This rank's part, its weights not yet filled; no more memory is taken than for that."""
+    part = cut_part(config, place, options)
+    part.to_empty(device=place.device)
+    return part
+
+
+def cut_part(config: ModelConfig, place: Place, options: Options) -> Part:
+    """This rank's part on the `meta` device: shapes and no memory."""
     network = empty(config)
     keep_stage(network, place.stage, place.layout.pp)
     if options.dtype == "fp64":
@@ -105,7 +112,6 @@ def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
     if options.compile:
         for block in blocks:
             block.compile()
-    whole = Part(network, place, _DTYPES[options.dtype])
-    shard(whole, blocks, place, bf16=options.dtype == "bf16")
-    whole.to_empty(device=place.device)
-    return whole
+    part = Part(network, place, _DTYPES[options.dtype])
+    shard(part, blocks, place, bf16=options.dtype == "bf16")
+    return part

@@ -20,7 +20,7 @@ from puna.parallel.layout import (
     check_ranks,
     usual_micro_batch,
 )
-from tests.parallel.layouts import alone
+from tests.parallel.layouts import CLIP, alone
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +82,7 @@ def compare(file: Path, cases: list[dict[str, Any]], bound: float, timeout: int)
     losses = next(iter(expected.values()))["loss"]
     assert len(losses) == cases[0]["steps"] and losses[0] > 4.1
     norms = next(iter(expected.values()))["norm"]
-    assert min(norms) < 0.5 < max(norms)  # some gradients were clipped, some were not
+    assert min(norms) < CLIP < max(norms)  # some gradients were clipped, some were not
     return largest
 
 
@@ -157,7 +157,7 @@ def test_what_does_not_divide_is_refused_with_its_reason() -> None:
     with pytest.raises(ValueError, match="8 windows are no multiple of micro_batch_size 3"):
         check_pieces(Layout.parse("fsdp=2"), 16, 3)
     with pytest.raises(
-        ValueError, match="pp=4 stages needs as many pieces .* in pieces of 4 are only 2"
+        ValueError, match=r"pp=4 stages needs as many pieces .* in pieces of 4 are only 2"
     ):
         check_pieces(Layout.parse("pp=4 fsdp=2"), 16, 4)
 
