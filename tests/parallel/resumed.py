@@ -33,6 +33,15 @@ def main(folder: Path) -> None:
     meet_to_train("cpu")
     stopped, moved = folder / "stopped", folder / "moved"
 
+    def fail() -> None:
+        raise ValueError("the disk is full")
+
+    # What the first does alone fails in all.
+    try:
+        assert not first_alone(fail) and dist.get_rank() == 1
+    except ValueError:
+        assert dist.get_rank() == 0
+
     def copy() -> None:
         shutil.copytree(folder / "run", stopped)
 
