@@ -34,16 +34,26 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sdpa(q, k, v)
 
 
-def document_masked(documents_BT: Tensor) -> Attend:
-    """Causal attention that stays inside a document: `documents_BT` numbers each token's."""
-    num_tokens = documents_BT.shape[1]
-    causal_TT = torch.ones(
-        num_tokens, num_tokens, dtype=torch.bool, device=documents_BT.device
-    ).tril()
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    mask_B1TT = (same_BTT & causal_TT)[:, None]
+def masked(mask: Tensor) -> Attend:
+    """Attention by a mask, true where a query (B, 1, T, .) may look at a key (., S)."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return sdpa(q, k, v, mask=mask_B1TT)
+        return sdpa(q, k, v, mask=mask)
 
     return attend
+
+
+def causal_mask(num_tokens: int, device: torch.device) -> Tensor:
+    """What plain causal attention sees, as a mask (1, 1, T, T)."""
+    return torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+
+
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """Causal inside a document, `documents_BT` numbers each token's; a mask (B, 1, T, T)."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT[:, None] & causal_mask(documents_BT.shape[1], documents_BT.device)
+
+
+def document_masked(documents_BT: Tensor) -> Attend:
+    """Causal attention that stays inside a document: `documents_BT` numbers each token's."""
+    return masked(document_mask(documents_BT))

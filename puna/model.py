@@ -9,12 +9,19 @@ Shapes: B batch, T tokens, D model width (inside attention: head width), H heads
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.attention import Attend
 from puna.config import ModelConfig
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least fp32, as Meta's reference computes norms and rotations; fp64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -26,7 +33,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        x_float = x.float()
+        x_float = widened(x)
         scale = torch.rsqrt(x_float.square().mean(-1, keepdim=True) + self.eps)
         return (x_float * scale).type_as(x) * self.weight.to(x.dtype)
 
@@ -41,9 +48,10 @@ def rotary_table(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Ten
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the pairs (i, i + D/2) of each head by their position's angle."""
-    low, high = x_BTHD.float().chunk(2, dim=-1)
+    x_float = widened(x_BTHD)
+    low, high = x_float.chunk(2, dim=-1)
     turned = torch.cat((-high, low), dim=-1)
-    return (x_BTHD.float() * cos + turned * sin).type_as(x_BTHD)
+    return (x_float * cos + turned * sin).type_as(x_BTHD)
 
 
 class Attention(nn.Module):
@@ -128,18 +136,26 @@ def empty(config: ModelConfig) -> Llama:
         return Llama(config)
 
 
-@torch.no_grad()
 def initialize(model: Llama, generator: torch.Generator) -> None:
-    """Draws the weights: normal with deviation 0.02, norms 1.
+    """Draws the weights, in place, as `drawn` does."""
+    with torch.no_grad():
+        for weight, (_, value) in zip(
+            model.parameters(), drawn(model.config, generator), strict=True
+        ):
+            weight.copy_(value)
+
+
+def drawn(config: ModelConfig, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    """First weights, one at a time with their names: normal with deviation 0.02, norms 1.
 
     The paper does not give Llama's initialisation; 0.02 is the released configs'
     `initializer_range`. *Ours*: the two projections that write into the residual stream are scaled
     by 1/sqrt(2 * num_layers), as GPT-2 does, so that its variance does not grow with depth.
     """
-    residual_scale = (2 * model.config.num_layers) ** -0.5
-    for name, weight in model.named_parameters():
-        if weight.ndim == 1:
-            weight.fill_(1.0)
-        else:
+    residual_scale = (2 * config.num_layers) ** -0.5
+    for name, shape in config.tensor_shapes().items():
+        weight = torch.ones(shape)
+        if weight.ndim > 1:
             scale = residual_scale if name.endswith(("wo.weight", "w2.weight")) else 1.0
             weight.normal_(0.0, 0.02 * scale, generator=generator)
+        yield name, weight

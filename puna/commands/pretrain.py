@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, training_bar
+from puna.commands.ranks import by_the_first, check_started, is_first, said_once
 from puna.config import PRESETS, preset
 from puna.tokenizer import Vocabulary
 
@@ -40,12 +41,20 @@ if TYPE_CHECKING:
 @click.option("--grad-clip", type=float, default=1.0, show_default=True)
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--compile/--no-compile", default=False, show_default=True, help="torch.compile.")
+@click.option("--float8/--no-float8", default=False, show_default=True,
+              help="Multiply in float8; needs torchao and a recent NVIDIA GPU.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--held-out", type=int, default=16, show_default=True,
               help="Windows kept from training, to evaluate on.")  # fmt: skip
 @click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
+@click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
+              "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+@click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
+              show_default=True, help="What the backward pass computes anew.")  # fmt: skip
+@click.option("--loss-chunk", type=int, default=0, show_default=True,
+              help="Tokens whose logits exist at once; 0: all of a piece.")  # fmt: skip
 @click.option("--separator", help="Line that parts documents in a .txt file.")
 @click.option("--mix", help="Weight of each source of a folder of shards: books=0.3,web=0.7.")
 @click.option("--document-mask", is_flag=True, help="Attention stays inside a document.")
@@ -66,11 +75,15 @@ def pretrain(
     grad_clip: float,
     dtype: str,
     compile: bool,
+    float8: bool,
     device: str,
     seed: int,
     held_out: int,
     eval_every: int,
     checkpoint_every: int,
+    parallel: str,
+    recompute: str,
+    loss_chunk: int,
     separator: str | None,
     mix: str | None,
     document_mask: bool,
@@ -82,52 +95,75 @@ def pretrain(
     The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
     """
+    with said_once():
+        if resume:
+            _only_out_is_given()
+        if not resume and not texts:
+            raise ValueError("no texts to train on; give at least one file")
+        check_started(parallel or (_own_layout(out) if resume else ""))
     if resume:
-        _only_out_is_given()
-        _train(out)
-        return
-    if out.exists():
-        raise ValueError(f"{out} exists already; give --resume to go on with it")
-    if not texts:
-        raise ValueError("no texts to train on; give at least one file")
-    if recipe is not None:
-        _prepare_recipe(out, recipe, texts)
-        _train(out)
+        _train(out, parallel or None)
         return
 
-    from puna.train.loop import Settings
-    from puna.train.pretrain import PretrainConfig
+    def prepare() -> None:
+        if out.exists():
+            raise ValueError(f"{out} exists already; give --resume to go on with it")
+        if recipe is not None:
+            _prepare_recipe(out, recipe, texts, parallel)
+            return
+        _prepare(out, config, texts, vocabulary, separator)
 
-    vocabulary = named_vocabulary(tokenizer)
-    shape = dataclasses.replace(preset(model), vocab_size=len(vocabulary))
-    if context_length is not None:
-        shape = dataclasses.replace(shape, context_length=context_length)
-    settings = Settings(
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup_steps=min(2000, steps // 10) if warmup_steps is None else warmup_steps,
-        weight_decay=weight_decay,
-        grad_clip=grad_clip,
-        dtype=dtype,
-        compile=compile,
-        device=device,
-        eval_every=eval_every,
-        checkpoint_every=checkpoint_every,
-    )
-    shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
-    config = PretrainConfig(
-        shape,
-        settings,
-        batch_size,
-        micro_batch_size or batch_size,
-        seed,
-        held_out,
-        mix=None if mix is None else _weights(mix),
-        document_mask=document_mask,
-        shards=shards,
-    )
-    _prepare(out, config, () if shards else texts, vocabulary, separator)
+    if recipe is None:
+        from puna.parallel.layout import Layout, usual_micro_batch
+        from puna.train.loop import Settings
+        from puna.train.pretrain import PretrainConfig
+
+        with said_once():
+            vocabulary = named_vocabulary(tokenizer)
+            shape = dataclasses.replace(preset(model), vocab_size=len(vocabulary))
+            if context_length is not None:
+                shape = dataclasses.replace(shape, context_length=context_length)
+            settings = Settings(
+                steps=steps,
+                learning_rate=learning_rate,
+                warmup_steps=min(2000, steps // 10) if warmup_steps is None else warmup_steps,
+                weight_decay=weight_decay,
+                grad_clip=grad_clip,
+                dtype=dtype,
+                compile=compile,
+                float8=float8,
+                device=device,
+                parallel=parallel,
+                recompute=recompute,
+                loss_chunk=loss_chunk,
+                eval_every=eval_every,
+                checkpoint_every=checkpoint_every,
+            )
+            piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
+            shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
+            texts = () if shards else texts
+            config = PretrainConfig(
+                shape,
+                settings,
+                batch_size,
+                piece,
+                seed,
+                held_out,
+                mix=None if mix is None else _weights(mix),
+                document_mask=document_mask,
+                shards=shards,
+            )
+    if parallel:
+        by_the_first(prepare, device)
+    else:
+        prepare()
     _train(out)
+
+
+def _own_layout(run: Path) -> str:
+    from puna.train.pretrain import run_config
+
+    return run_config(run).settings.parallel
 
 
 def _weights(mix: str) -> dict[str, float]:
@@ -152,23 +188,25 @@ def _only_out_is_given() -> None:
         for name in context.params
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if ignored := sorted(set(given) - {"out", "resume"}):
+    if ignored := sorted(set(given) - {"out", "resume", "parallel"}):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
 
-def _prepare_recipe(out: Path, recipe: str, texts: tuple[Path, ...]) -> None:
+def _prepare_recipe(out: Path, recipe: str, texts: tuple[Path, ...], parallel: str) -> None:
     """The corpus and the tokenizer of a recipe, then its run."""
     from puna.recipes import RECIPES
+    from puna.train.pretrain import with_layout
 
     if len(texts) != 1 or not texts[0].is_dir():
         raise ValueError(f"--recipe {recipe} takes one folder, that of its sources")
     chosen = RECIPES[recipe]()
+    config = with_layout(chosen.config(), parallel)
     with tempfile.TemporaryDirectory() as temporary:
         corpus = Path(temporary) / "corpus.jsonl"
         click.echo("Building the corpus and its tokenizer", err=True)
         chosen.build_corpus(texts[0], corpus)
-        _prepare(out, chosen.config(), (corpus,), chosen.tokenizer(corpus), None)
+        _prepare(out, config, (corpus,), chosen.tokenizer(corpus), None)
 
 
 def _prepare(
@@ -184,14 +222,25 @@ def _prepare(
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 
 
-def _train(out: Path) -> None:
+def _train(out: Path, parallel: str | None = None) -> None:
+    from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
+    from puna.train.loop import DivergedError
     from puna.train.plot import plot_loss
     from puna.train.pretrain import pretrain as run_pretrain
     from puna.train.pretrain import run_config
 
-    with training_bar(run_config(out).settings.steps) as (start, advance):
-        finished = run_pretrain(out, on_start=start, on_record=advance)
+    with said_once():
+        steps = run_config(out, parallel).settings.steps
+    try:
+        with training_bar(steps, shown=is_first()) as (start, advance):
+            finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
+    except DivergedError:
+        with said_once():  # of the same loss in all processes
+            raise
+    leave()
+    if not is_first():
+        return
     plot_loss(out)
     newest = checkpoint_path(out, steps_saved(out)[-1])
     if not finished:

@@ -76,7 +76,7 @@ def loading_bar(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
 
 @contextlib.contextmanager
 def training_bar(
-    total: int,
+    total: int, *, shown: bool = True
 ) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
     """A bar over optimizer steps with loss and tokens/s: (begin at a step, one record done)."""
     console = Console(stderr=True)
@@ -86,7 +86,8 @@ def training_bar(
         TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    disable = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, disable=disable) as progress:
         task = progress.add_task("", total=total, loss="-", speed="-")
 
         def start(step: int) -> None:

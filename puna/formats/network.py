@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.model import Llama, empty
 from puna.quantize.block_type import Bytes
@@ -32,11 +34,18 @@ def load_model(
 
 def as_checkpoint(model: Llama, path: Path, vocabulary: Vocabulary | None) -> Checkpoint:
     """The live weights of a network as a checkpoint, for the formats to write."""
+    return weights_as_checkpoint(model.config, dict(model.named_parameters()), path, vocabulary)
+
+
+def weights_as_checkpoint(
+    config: ModelConfig, weights: Mapping[str, Tensor], path: Path, vocabulary: Vocabulary | None
+) -> Checkpoint:
+    """The same of weights that stand in no network."""
     return Checkpoint(
         format="network",
         path=path,
-        config=model.config,
-        tensors={key: _lazy(weight) for key, weight in model.named_parameters()},
+        config=config,
+        tensors={key: _lazy(weight) for key, weight in weights.items()},
         load_vocabulary=lambda: vocabulary,
     )
 

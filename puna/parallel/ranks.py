@@ -22,17 +22,28 @@ class Ranks:
 
 
 def join(device: str) -> Ranks:
-    """Meets the other processes; "cuda" becomes this process's own GPU.
+    """Meets the other processes for generation; "cuda" becomes this process's own GPU.
+
+    Raises ValueError where this process was not started by torchrun, or has no GPU of its own.
+    """
+    own = meet(device, "nccl" if torch.device(device).type == "cuda" else "gloo")
+    # Without requests, a process waits for the next batch however long it takes.
+    control = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)
+
+
+def meet(device: str, backend: str) -> torch.device:
+    """Joins the processes that torchrun started, unless it did; this one's own device.
 
     Raises ValueError where this process was not started by torchrun, or has no GPU of its own.
     """
     kind = torch.device(device).type
     if not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+            dist.init_process_group(backend)
         except ValueError:
             raise ValueError(
-                "tensor parallel runs in several processes; start them by: torchrun "
+                "a model shared by several processes needs them; start them by: torchrun "
                 "--nproc-per-node NUMBER -m puna ..."
             ) from None
     own = torch.device(kind)
@@ -44,9 +55,7 @@ def join(device: str) -> Ranks:
                 f"{torch.cuda.device_count()}"
             )
         torch.cuda.set_device(own)
-    # Without requests, a process waits for the next batch however long it takes.
-    control = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-    return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)
+    return own
 
 
 def least(number: int, ranks: Ranks) -> int:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from puna.config import ModelConfig
 from puna.formats import huggingface
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
-from puna.formats.network import as_checkpoint, read_tensor, state_tensors
+from puna.formats.network import read_tensor, state_tensors, weights_as_checkpoint
 from puna.formats.safetensors_file import read_safetensors, write_safetensors
 from puna.model import Llama
 from puna.tokenizer import Vocabulary
@@ -45,8 +48,9 @@ def steps_saved(run: Path) -> list[int]:
 
 def save(
     run: Path,
-    model: Llama,
-    optimizer: torch.optim.Optimizer,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
     state: RunState,
     vocabulary: Vocabulary,
     *,
@@ -54,15 +58,16 @@ def save(
 ) -> None:
     """Writes a checkpoint and drops all but the newest `keep` up to it.
 
-    Later ones are dropped too: they were damaged, or this step would have come after them.
+    `moments` are the optimizer's, named as `moments_of` does. Later checkpoints are dropped too:
+    they were damaged, or this step would have come after them.
     """
     path = checkpoint_path(run, state.step)
     for unfinished in path.parent.glob(".step-*.partial*"):
         shutil.rmtree(unfinished)  # what a kill in the middle of a save left behind
     with atomic_directory(path, overwrite=True) as folder:
-        huggingface.write_into(as_checkpoint(model, path, vocabulary), folder)
+        huggingface.write_into(weights_as_checkpoint(config, weights, path, vocabulary), folder)
         with open(folder / _OPTIMIZER, "xb") as file:
-            write_safetensors(file, state_tensors(_moments(model, optimizer)), {})
+            write_safetensors(file, state_tensors(dict(moments)), {})
         values = {"step": state.step, "tokens": state.tokens}
         (folder / _STATE).write_text(json.dumps(values) + "\n")
     saved = steps_saved(run)
@@ -89,21 +94,28 @@ def newest(run: Path) -> tuple[Checkpoint, RunState]:
     raise ValueError(f"{run} has no checkpoint to resume from{reason}")
 
 
-def load_optimizer(checkpoint: Checkpoint, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-    """Puts the saved moments and step counts back, bit for bit."""
+def load_optimizer(
+    checkpoint: Checkpoint,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    share: Callable[[Tensor, Tensor], Tensor] = lambda whole, weight: whole.to(weight.device),
+) -> None:
+    """Puts the saved moments and step counts back, bit for bit.
+
+    `share` makes of a whole moment what belongs to a weight of the model.
+    """
     saved, _ = read_safetensors(checkpoint.path / _OPTIMIZER)
     for name, weight in model.named_parameters():
         state: dict[str, Any] = {}
         for key in _MOMENTS:
             tensor = read_tensor(saved[f"{key}.{name}"])
             # AdamW counts steps in a 0-dimensional tensor; fused, it is where the weight is.
-            state[key] = (tensor[0] if key == "step" else tensor).to(weight.device)
+            state[key] = tensor[0].to(weight.device) if key == "step" else share(tensor, weight)
         optimizer.state[weight] = state
 
 
-def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{key}.{name}": tensor.reshape(1) if tensor.ndim == 0 else tensor
-        for name, weight in model.named_parameters()
-        for key, tensor in optimizer.state[weight].items()
-    }
+def moments_of(model: Llama, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """What AdamW knows of each weight, by `step.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`."""
+    for name, weight in model.named_parameters():
+        for key, tensor in optimizer.state[weight].items():
+            yield f"{key}.{name}", tensor.reshape(1) if tensor.ndim == 0 else tensor

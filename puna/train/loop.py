@@ -16,8 +16,9 @@ from torch import Tensor
 
 from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
+from puna.parallel.layout import Layout
+from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
-from puna.train import checkpoints
 from puna.train.checkpoints import RunState
 from puna.train.interrupts import deferred
 from puna.train.schedule import cosine
@@ -29,8 +30,12 @@ Record = dict[str, Any]
 class Settings:
     """How a run optimises. Defaults are Llama 2's (arXiv 2307.09288, section 2.2).
 
-    `dtype` is what matrix products are computed in; weights and optimizer stay fp32. Intervals
-    are in steps; an `eval_every` of 0 means only at the end.
+    `dtype` is what matrix products are computed in, `float8` those of the blocks instead; weights
+    and optimizer stay fp32. `parallel`
+    is the layout of several processes (`parallel.layout`), "" for one; `recompute` is what the
+    backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
+    logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at
+    the end.
     """
 
     steps: int
@@ -44,7 +49,11 @@ class Settings:
     grad_clip: float = 1.0
     dtype: str = "bf16"
     compile: bool = False
+    float8: bool = False
     device: str = "cpu"
+    parallel: str = ""
+    recompute: str = "none"
+    loss_chunk: int = 0
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -52,6 +61,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype is bf16 or fp32, not {self.dtype!r}")
+        if self.recompute not in RECOMPUTE:
+            raise ValueError(f"recompute is {', '.join(RECOMPUTE)}, not {self.recompute!r}")
+        if self.float8 and self.dtype != "bf16":
+            raise ValueError(f"float8 is for products that would be in bf16, not {self.dtype}")
+        if self.loss_chunk < 0:
+            raise ValueError(f"loss_chunk must be 0 or more, not {self.loss_chunk}")
+        Layout.parse(self.parallel)
         for name in (
             "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
         ):  # fmt: skip
@@ -72,12 +88,67 @@ class Stage(Protocol):
         """Sum of the loss over a piece. `model` is `network`, perhaps compiled."""
         ...
 
+    def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a piece, for several ranks to share: token ids and targets (B, T), and a mask
+        (B, 1, T, T) of what may look at what, None where that is plainly causal."""
+        ...
+
     def num_tokens(self, batch: Tensor) -> int:
         """Tokens of a piece that the loss sums over."""
         ...
 
     def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
         """Metrics on held-out data, with `loss` as the training step computes it."""
+        ...
+
+
+class Trainee(Protocol):
+    """A network being trained, by one process (`single.py`) or several (`several.py`)."""
+
+    @property
+    def network(self) -> Llama:
+        """The network, or this rank's part of it, for the optimizer."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process keeps the log; one does."""
+        ...
+
+    def count(self, num_tokens: int) -> int:
+        """The number of tokens over all ranks, where this one has `num_tokens`."""
+        ...
+
+    def agreed(self, stop: bool) -> bool:
+        """Whether any rank is to stop."""
+        ...
+
+    def accumulate(self, batches: list[Tensor], num_tokens: int) -> float:
+        """Adds up the gradients of the mean loss over `num_tokens`, all ranks'; that loss."""
+        ...
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Sum of the loss over a piece, as the training step computes it."""
+        ...
+
+    def clip(self, limit: float) -> float:
+        """Scales the gradients to a norm of `limit` at most; the norm of all of them before."""
+        ...
+
+    def save(
+        self,
+        run: Path,
+        optimizer: torch.optim.Optimizer,
+        state: RunState,
+        vocabulary: Vocabulary,
+        *,
+        keep: int,
+    ) -> None:
+        """Writes a checkpoint of the run."""
+        ...
+
+    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the optimizer's state back from a checkpoint."""
         ...
 
 
@@ -98,7 +169,7 @@ def make_optimizer(model: Llama, settings: Settings) -> torch.optim.AdamW:
 
 
 def train(
-    model: Llama,
+    trainee: Trainee,
     stage: Stage,
     settings: Settings,
     run: Path,
@@ -107,31 +178,25 @@ def train(
     resume: tuple[Checkpoint, RunState] | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> bool:
-    """Trains `model` in place, logging to `run`/log.jsonl and checkpointing as it goes.
+    """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
-    `resume` is the checkpoint (`checkpoints.newest`) that `model` was loaded from, to go on from.
-    Returns False if a signal stopped it early (its state is saved). Raises DivergedError when the
-    loss or the gradient is not finite, before the weights are touched.
+    `resume` is the checkpoint (`checkpoints.newest`) that the weights were loaded from, to go on
+    from. Of several processes all call this; the one that leads logs and gives records. Returns
+    False if a signal stopped it early (its state is saved). Raises DivergedError when the loss or
+    the gradient is not finite, before the weights are touched.
     """
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(trainee.network, settings)
     state = RunState(step=0, tokens=0)
     if resume is not None:
         checkpoint, state = resume
-        checkpoints.load_optimizer(checkpoint, model, optimizer)
-    forward = torch.compile(model) if settings.compile else model
+        trainee.load_optimizer(checkpoint, optimizer)
+    log_path = run / "log.jsonl" if trainee.leads else None
 
-    def loss_of(batch: Tensor) -> Tensor:
-        with _autocast(settings):
-            return stage.loss(forward, model, batch.to(settings.device))
-
-    def save() -> None:
-        checkpoints.save(run, model, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
-
-    with _log(run / "log.jsonl", state.step) as log, deferred() as stop_requested:
+    with _log(log_path, state.step) as log, deferred() as stop_requested:
         for step in range(state.step, settings.steps):
             started = time.perf_counter()
             batches = stage.micro_batches(step)
-            num_tokens = sum(stage.num_tokens(batch) for batch in batches)
+            num_tokens = trainee.count(sum(stage.num_tokens(batch) for batch in batches))
             rate = cosine(
                 step,
                 peak=settings.learning_rate,
@@ -139,7 +204,9 @@ def train(
                 total=settings.steps,
                 final_fraction=settings.final_fraction,
             )
-            loss, grad_norm = _step(model, optimizer, settings, loss_of, batches, num_tokens, rate)
+            loss, grad_norm = optimizer_step(
+                trainee, optimizer, batches, num_tokens, rate=rate, grad_clip=settings.grad_clip
+            )
             state = RunState(step + 1, state.tokens + num_tokens)
             record: Record = {"step": state.step, "loss": loss, "learning_rate": rate}
             record |= {"grad_norm": grad_norm, "tokens": state.tokens}
@@ -147,34 +214,31 @@ def train(
             last = state.step == settings.steps
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with torch.no_grad():
-                    record |= stage.evaluate(loss_of)
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            on_record(record)
-            stopping = stop_requested()
+                    record |= stage.evaluate(trainee.loss)
+            if log is not None:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                on_record(record)
+            stopping = trainee.agreed(stop_requested())
             if last or stopping or state.step % settings.checkpoint_every == 0:
-                save()
+                trainee.save(run, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
             if stopping and not last:
                 return False
     return True
 
 
-def _step(
-    model: Llama,
+def optimizer_step(
+    trainee: Trainee,
     optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    loss_of: Callable[[Tensor], Tensor],
     batches: list[Tensor],
     num_tokens: int,
+    *,
     rate: float,
+    grad_clip: float,
 ) -> tuple[float, float]:
     """One optimizer step; mean loss per token and gradient norm before clipping."""
-    loss = 0.0
-    for batch in batches:
-        piece = loss_of(batch) / num_tokens
-        piece.backward()
-        loss += piece.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).item()
+    loss = trainee.accumulate(batches, num_tokens)
+    grad_norm = trainee.clip(grad_clip)
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise DivergedError(
             f"training diverged: loss {loss}, gradient norm {grad_norm}; the last checkpoint is "
@@ -187,15 +251,12 @@ def _step(
     return loss, grad_norm
 
 
-def _autocast(settings: Settings) -> contextlib.AbstractContextManager[Any]:
-    if settings.dtype == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16)
-
-
 @contextlib.contextmanager
-def _log(path: Path, steps_done: int) -> Iterator[TextIO]:
+def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
     """The log, opened to append; what it says of steps after the checkpoint is dropped."""
+    if path is None:
+        yield None
+        return
     kept = [record for record in read_log(path) if record["step"] <= steps_done]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))

@@ -16,22 +16,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from puna.attention import Attend, causal, document_masked
+from puna.attention import causal, document_mask, masked
 from puna.config import ModelConfig
 from puna.data.loader import Loader
 from puna.data.prefetch import Prefetched
 from puna.data.shards import open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
+from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
-from puna.formats.network import load_model
+from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
-from puna.model import Llama, initialize
+from puna.model import Llama, drawn, initialize
+from puna.parallel.float8 import check_float8
+from puna.parallel.layout import Layout, check_data, check_model, check_pieces
+from puna.parallel.part import Options, take_part
+from puna.parallel.place import Place, take_place
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
-from puna.train.loop import Record, Settings, train
-from puna.train.losses import next_token_loss_sum
+from puna.train.checkpoints import RunState
+from puna.train.loop import Record, Settings, Trainee, train
+from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum
+from puna.train.several import Several
+from puna.train.single import Single
 
 _CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data"
 
@@ -60,11 +68,19 @@ class PretrainConfig:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
+        check_model(self.layout, self.model)
+        check_data(self.layout, self.batch_size)
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
+
+    @property
+    def layout(self) -> Layout:
+        """How the run is cut; one process where nothing is said."""
+        return Layout.parse(self.settings.parallel)
 
     def to_dict(self) -> dict[str, Any]:
         return {"stage": "pretrain"} | dataclasses.asdict(self)
@@ -84,13 +100,18 @@ class PretrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """The stage (`train.loop.Stage`). A piece is ids (micro_batch_size, context_length + 1)."""
+    """The stage (`train.loop.Stage`). A piece is ids (micro_batch_size, context_length + 1).
+
+    Data-parallel rank `rank` of `num_ranks` gets its share of each batch, which is the same for
+    any number of them.
+    """
 
     loader: Loader
     batch: Callable[[int], NDArray[np.int64]]  # the loader's, perhaps made ahead
     micro_batch_size: int
     bos_id: int
     document_mask: bool = False
+    loss_chunk: int = 0
 
     def micro_batches(self, step: int) -> list[Tensor]:
         return list(torch.from_numpy(self.batch(step)).split(self.micro_batch_size))
@@ -98,15 +119,22 @@ class Pretrain:
     def num_tokens(self, batch: Tensor) -> int:
         return batch[:, 1:].numel()
 
+    def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        tokens = batch[:, :-1]
+        if not self.document_mask:
+            return tokens, batch[:, 1:], None
+        # Text cannot spell BOS, so each one begins a document. Rotary angles are relative:
+        # positions need not begin anew with it.
+        return tokens, batch[:, 1:], document_mask((tokens == self.bos_id).cumsum(dim=1))
+
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
+        tokens, targets, mask = self.windows(batch)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        attend: Attend = causal
-        if self.document_mask:
-            # Text cannot spell BOS, so each one begins a document. Rotary angles are relative:
-            # positions need not begin anew with it.
-            attend = document_masked((tokens == self.bos_id).cumsum(dim=1))
+        attend = causal if mask is None else masked(mask)
         hidden = model(tokens, positions, attend)
+        if self.loss_chunk:
+            head = network.tok_embeddings if network.output is None else network.output
+            return chunked_next_token_loss_sum(hidden, head.weight, targets, chunk=self.loss_chunk)
         return next_token_loss_sum(next_token_logits(network, hidden), targets)
 
     def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
@@ -165,43 +193,101 @@ def prepare(
         (folder / _CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def run_config(run: Path) -> PretrainConfig:
-    """The config of a prepared run; ValueError if there is none or it is damaged."""
+def run_config(run: Path, parallel: str | None = None) -> PretrainConfig:
+    """The config of a prepared run, with another layout where one is given.
+
+    ValueError if there is none, it is damaged, or the layout does not fit it.
+    """
     if not (run / _CONFIG).is_file():
         raise ValueError(f"{run} is not a run: it holds no {_CONFIG}")
     try:
-        return PretrainConfig.from_dict(json.loads((run / _CONFIG).read_text()))
+        config = PretrainConfig.from_dict(json.loads((run / _CONFIG).read_text()))
     except ValueError as error:
         raise ValueError(f"{run / _CONFIG}: {error}") from None
+    return config if parallel is None else with_layout(config, parallel)
+
+
+def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
+    """The same run cut otherwise. ValueError where it does not divide so."""
+    settings = dataclasses.replace(config.settings, parallel=parallel)
+    return dataclasses.replace(config, settings=settings)
 
 
 def pretrain(
-    run: Path, *, on_start: Callable[[int], None] = lambda step: None, **options: Any
+    run: Path,
+    *,
+    parallel: str | None = None,
+    on_start: Callable[[int], None] = lambda step: None,
+    **options: Any,
 ) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
+    With a layout, each of its processes calls this; `parallel` is another than the run's own.
     `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
     """
-    config = run_config(run)
+    config = run_config(run, parallel)
+    settings = config.settings
+    resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
+    place = take_place(config.layout, settings.device) if settings.parallel else None
+    if settings.float8:
+        check_float8(place.device if place else torch.device(settings.device))
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
-    loader = _loader(run, config, vocabulary)
-    resumed = None
-    if checkpoints.steps_saved(run):
-        resumed = checkpoints.newest(run)
+    loader = _loader(run, config, vocabulary, place)
+    with contextlib.closing(Prefetched(loader.batch)) as batch:
+        stage = Pretrain(
+            loader,
+            batch,
+            config.micro_batch_size,
+            vocabulary.bos_id,
+            config.document_mask,
+            settings.loss_chunk,
+        )
+        if place is None:
+            trainee = _single(config, stage, resumed)
+        else:
+            trainee = _several(config, place, stage, resumed)
+        on_start(resumed[1].step if resumed else 0)
+        return train(trainee, stage, settings, run, vocabulary, resume=resumed, **options)
+
+
+def _single(
+    config: PretrainConfig, stage: Pretrain, resumed: tuple[Checkpoint, RunState] | None
+) -> Trainee:
+    if resumed:
         model = load_model(resumed[0], device=config.settings.device)
     else:
         model = Llama(config.model)
-        initialize(model, torch.Generator().manual_seed(config.seed))
+        initialize(model, _generator(config))
         model.to(config.settings.device)
-    on_start(resumed[1].step if resumed else 0)
-    with contextlib.closing(Prefetched(loader.batch)) as batch:
-        stage = Pretrain(
-            loader, batch, config.micro_batch_size, vocabulary.bos_id, config.document_mask
-        )
-        return train(model, stage, config.settings, run, vocabulary, resume=resumed, **options)
+    return Single(model, stage, config.settings)
 
 
-def _loader(run: Path, config: PretrainConfig, vocabulary: Vocabulary) -> Loader:
+def _several(
+    config: PretrainConfig,
+    place: Place,
+    stage: Pretrain,
+    resumed: tuple[Checkpoint, RunState] | None,
+) -> Trainee:
+    settings = config.settings
+    options = Options(
+        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+    )
+    part = take_part(config.model, place, options)
+    if resumed:
+        saved = resumed[0].tensors
+        part.fill((name, read_tensor(saved[name])) for name in part.names())
+    else:
+        part.fill(drawn(config.model, _generator(config)))
+    return Several(part, stage, loss_chunk=settings.loss_chunk)
+
+
+def _generator(config: PretrainConfig) -> torch.Generator:
+    return torch.Generator().manual_seed(config.seed)
+
+
+def _loader(
+    run: Path, config: PretrainConfig, vocabulary: Vocabulary, place: Place | None = None
+) -> Loader:
     return Loader(
         open_shards(run / _DATA if config.shards is None else Path(config.shards), vocabulary),
         context_length=config.model.context_length,
@@ -209,4 +295,6 @@ def _loader(run: Path, config: PretrainConfig, vocabulary: Vocabulary) -> Loader
         seed=config.seed,
         mix=config.mix,
         num_held_out=config.held_out_windows,
+        rank=place.data_rank if place else 0,
+        num_ranks=config.layout.num_data_ranks if place else 1,
     )

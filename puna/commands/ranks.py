@@ -1,0 +1,54 @@
+"""A command in the several processes that torchrun starts: each runs it, one speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from puna.parallel.layout import Layout, check_ranks
+
+
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """What all processes find wrong alike, the first says; the others end."""
+    try:
+        yield
+    except ValueError:
+        if is_first():
+            raise
+        end_after_the_first()
+
+
+def check_started(parallel: str) -> None:
+    """ValueError where the layout, "" for one process, does not fit the number of processes."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if parallel:
+        check_ranks(Layout.parse(parallel), num_ranks)
+    elif num_ranks > 1:
+        raise ValueError(
+            f"there are {num_ranks} processes; say how they share the work, such as --parallel "
+            f"'fsdp={num_ranks}'"
+        )
+
+
+def by_the_first(action: Callable[[], None], device: str) -> None:
+    """Runs `action` in the first process while the others wait, which end if it fails."""
+    from puna.parallel.place import first_alone, meet_to_train
+
+    meet_to_train(device)
+    if not first_alone(action):
+        end_after_the_first()
+
+
+def end_after_the_first() -> NoReturn:
+    """Ends a process whose failure the first tells; torchrun ends all as soon as one has ended."""
+    time.sleep(5)
+    raise SystemExit(2)

@@ -1,0 +1,101 @@
+"""Fully sharded data parallel (arXiv 2304.11277), by torch's FSDP2, and replicas of it (HSDP).
+
+Every layout goes through it, be the shards 1: so weights are DTensors, sums of gradients are sums,
+and mixed precision is one thing everywhere: fp32 shards that the optimizer updates, gathered
+and computed with as bf16, gradients summed in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from puna.parallel.collectives import parts_of_all
+from puna.parallel.place import Place
+
+
+def shard(root: nn.Module, blocks: list[nn.Module], place: Place, *, bf16: bool) -> None:
+    """Shards each block by itself, and what else is in `root` with it."""
+    # Inputs are left as they are: the angles of the rotation stay fp32.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32 if bf16 else None,
+        cast_forward_inputs=False,
+    )
+    # Several pieces are on their way through a stage: its weights stay gathered until the last.
+    reshard = place.layout.pp == 1
+    for module in blocks:
+        fully_shard(module, mesh=place.data_mesh, reshard_after_forward=reshard, mp_policy=policy)
+    fully_shard(root, mesh=place.data_mesh, mp_policy=policy)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            # The loss was divided by all tokens: gradients are added, not averaged.
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, the memory itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def square_norm(parameters: list[nn.Parameter]) -> float:
+    """This rank's part of the squared norm of all gradients: parts add up over all ranks to it."""
+    total = torch.zeros((), dtype=torch.float64)
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        part = local(parameter.grad)
+        square = part.detach().double().square().sum() / _num_copies(parameter)
+        total = total.to(square.device) + square
+    return total.item()
+
+
+def share_of(whole: Tensor, like: Tensor, place: Place) -> Tensor:
+    """What of a whole weight lies here, where `like` is this rank's DTensor of it."""
+    dim = _tensor_dim(like, place)
+    if dim is not None:
+        whole = whole.chunk(place.layout.tp, dim)[place.mesh.get_local_rank("tp")]
+    size = _rows(whole.shape[0], place)
+    start = min(place.mesh.get_local_rank("shard") * size, whole.shape[0])
+    return whole[start : start + size]
+
+
+def whole_of(share: Tensor, place: Place) -> Tensor:
+    """The inverse of `share_of`, on every rank that has a share; all of them call it."""
+    if not isinstance(share, DTensor):
+        return share
+    dim, part = _tensor_dim(share, place), share.to_local().detach()
+    num_rows = share.shape[0] // (place.layout.tp if dim == 0 else 1)
+    # The last ranks' parts may be shorter.
+    padded = part.new_zeros((_rows(num_rows, place), *part.shape[1:]))
+    padded[: len(part)] = part
+    whole = torch.cat(parts_of_all(padded, place.mesh.get_group("shard")))[:num_rows]
+    if dim is not None:
+        whole = torch.cat(parts_of_all(whole, place.mesh.get_group("tp")), dim)
+    return whole
+
+
+def _tensor_dim(tensor: Tensor, place: Place) -> int | None:
+    """The dimension by which a tensor group has shares of this weight."""
+    if place.layout.tp == 1 or not isinstance(tensor, DTensor):
+        return None
+    cut = tensor.placements[-1]
+    return cut.dim if isinstance(cut, Shard) else None
+
+
+def _rows(num_rows: int, place: Place) -> int:
+    """How many rows of the first dimension FSDP gives a rank; the last have fewer, or none."""
+    return -(-num_rows // place.mesh["shard"].size())
+
+
+def _num_copies(tensor: Tensor) -> int:
+    """How many ranks of its mesh have the same part of a DTensor."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    mesh, copies = tensor.device_mesh, 1
+    for dim, placement in enumerate(tensor.placements):
+        copies *= mesh.size(dim) if placement.is_replicate() else 1
+    return copies

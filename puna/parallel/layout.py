@@ -1,0 +1,134 @@
+"""How many ways training is cut, from one line such as `fsdp=2 tp=2`, checked before it starts.
+
+dp    replicas that each hold everything (with fsdp: HSDP, arXiv 2304.11277)
+fsdp  data-parallel ranks that share weights, gradients and optimizer
+pp    stages of consecutive layers, a pipeline
+cp    parts of each window's positions (context parallel)
+tp    shares of each matrix (tensor parallel), and of the positions between them (sequence parallel)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from puna.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The number of ways of each kind; their product is the number of ranks.
+
+    Ranks are numbered with `tp` running fastest and `pp` slowest, so that what talks most lies in
+    one machine.
+    """
+
+    pp: int = 1
+    dp: int = 1
+    fsdp: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @classmethod
+    def parse(cls, line: str) -> Layout:
+        """`line` names kinds and numbers: "dp=2 fsdp=4 tp=2". ValueError says what is wrong."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        sizes: dict[str, int] = {}
+        for word in line.replace(",", " ").split():
+            name, _, number = word.partition("=")
+            if name not in known:
+                raise ValueError(
+                    f"--parallel: no kind '{name}'; there are dp, fsdp, tp, cp and pp, as in "
+                    "'fsdp=2 tp=2'"
+                )
+            if name in sizes:
+                raise ValueError(f"--parallel: {name} is given twice")
+            if not (number.isascii() and number.isdigit() and int(number) > 0):
+                raise ValueError(f"--parallel: {name} must be a number of ranks, not {number!r}")
+            sizes[name] = int(number)
+        return cls(**sizes)
+
+    @property
+    def num_ranks(self) -> int:
+        return math.prod(dataclasses.astuple(self))
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Ranks that see different windows."""
+        return self.dp * self.fsdp
+
+    def __str__(self) -> str:
+        sizes = dataclasses.asdict(self).items()
+        return " ".join(f"{name}={size}" for name, size in sizes if size > 1) or "fsdp=1"
+
+
+def check_ranks(layout: Layout, num_ranks: int) -> None:
+    """ValueError where `num_ranks` processes are not what the layout is for."""
+    if layout.num_ranks != num_ranks:
+        raise ValueError(
+            f"--parallel '{layout}' is for {layout.num_ranks} processes, and there are "
+            f"{num_ranks}; start it by: torchrun --nproc-per-node NUMBER -m puna ..."
+        )
+
+
+def check_model(layout: Layout, config: ModelConfig) -> None:
+    """ValueError where a network of this shape cannot be cut so."""
+    for what, number, ways in (
+        ("heads", config.num_heads, "tp"),
+        ("key/value heads", config.num_kv_heads, "tp"),
+        ("feed-forward columns", config.ffn_dim, "tp"),
+        ("tokens of the vocabulary", config.vocab_size, "tp"),
+        ("layers", config.num_layers, "pp"),
+        ("positions of a window", config.context_length, "cp"),
+    ):
+        if number % getattr(layout, ways):
+            raise ValueError(
+                f"{number} {what} do not divide by {ways}={getattr(layout, ways)}; choose another "
+                f"{ways}"
+            )
+    if config.context_length // layout.cp % layout.tp:
+        raise ValueError(
+            f"the {config.context_length // layout.cp} positions of a context rank do not divide "
+            f"by tp={layout.tp}, which shares them between the matrices"
+        )
+    if layout.pp > 1 and config.tied:
+        raise ValueError(
+            "a pipeline's first stage has the embedding and its last the head; this model ties "
+            "them: leave out pp, or train an untied model"
+        )
+
+
+def check_data(layout: Layout, batch_size: int) -> None:
+    """ValueError where a batch of so many windows does not divide over the data-parallel ranks."""
+    ranks = layout.num_data_ranks
+    if batch_size % ranks:
+        below = batch_size // ranks * ranks
+        near = f"{below} or {below + ranks}" if below else str(ranks)
+        raise ValueError(
+            f"a batch of {batch_size} windows does not divide by {ranks} data-parallel ranks "
+            f"(dp={layout.dp} x fsdp={layout.fsdp}); {near} would"
+        )
+
+
+def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
+    """ValueError where pieces of so many windows do not make up a rank's share of a batch."""
+    share = batch_size // layout.num_data_ranks
+    if share % micro_batch_size:
+        raise ValueError(
+            f"a data-parallel rank's {share} windows are no multiple of micro_batch_size "
+            f"{micro_batch_size}"
+        )
+    if share // micro_batch_size < layout.pp:
+        raise ValueError(
+            f"a pipeline of pp={layout.pp} stages needs as many pieces of a batch; {share} windows "
+            f"of a data-parallel rank in pieces of {micro_batch_size} are only "
+            f"{share // micro_batch_size}"
+        )
+
+
+def usual_micro_batch(layout: Layout, batch_size: int) -> int:
+    """The largest piece of a batch that divides it and keeps every stage of a pipeline at work."""
+    share = batch_size // layout.num_data_ranks
+    largest = max(1, share // layout.pp)
+    return next(size for size in range(largest, 0, -1) if share % size == 0)

@@ -1,0 +1,117 @@
+"""What of the network a rank trains: the pieces of `parallel` put on it, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from puna.attention import Attend, causal, causal_mask, masked
+from puna.config import ModelConfig
+from puna.model import Llama, empty
+from puna.parallel.collectives import gather
+from puna.parallel.context import gathered, part
+from puna.parallel.float8 import to_float8
+from puna.parallel.fsdp import local, shard, share_of
+from puna.parallel.pipeline import keep_stage
+from puna.parallel.place import Place
+from puna.parallel.recompute import recompute
+from puna.parallel.sequence import share_matrices
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a part computes. `dtype` is bf16, fp32, or fp64 to compare layouts; `float8` is "no",
+    "yes", or "emulated" for tests."""
+
+    dtype: str = "bf16"
+    recompute: str = "none"
+    compile: bool = False
+    float8: str = "no"
+
+
+class Part(nn.Module):
+    """This rank's part of the network; the root of FSDP, which `shard` makes it."""
+
+    def __init__(self, network: Llama, place: Place, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.place, self.dtype = network, place, dtype
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Token ids, or the hidden states of the stage before -> hidden states.
+
+        `positions` and the rows of `mask` are this rank's part of the windows' (`windows`). Between
+        stages ranks of a tensor group have a part of the positions each; the last gives all.
+        """
+        hidden: Tensor = self.network(x, positions, self._attend(mask))
+        if self.place.tensor is not None and self.place.has_last_stage:
+            hidden = gather(hidden, 1, self.place.tensor)
+        return hidden
+
+    def _attend(self, mask: Tensor | None) -> Attend:
+        if mask is None:
+            return causal
+        context = self.place.context
+        return masked(mask) if context is None else gathered(mask, context)
+
+    def windows(
+        self, tokens: Tensor, targets: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What of whole windows (B, T) is this rank's: tokens, targets, positions, and mask."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        group = self.place.context
+        if group is None:
+            return tokens, targets, positions, mask
+        if mask is None:
+            mask = causal_mask(tokens.shape[1], tokens.device).expand(len(tokens), -1, -1, -1)
+        cut = [part(x, 1, group).contiguous() for x in (tokens, targets, positions)]
+        return cut[0], cut[1], cut[2], part(mask, 2, group)
+
+    def head(self) -> Tensor:
+        """The head's weights (V, D), or this rank's share of them, while they are gathered."""
+        network = self.network
+        head = network.tok_embeddings if network.output is None else network.output
+        return local(head.weight)
+
+    def names(self) -> list[str]:
+        """The weights of which something is here."""
+        return [name for name, _ in self.network.named_parameters()]
+
+    @torch.no_grad()
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes this rank's shares of whole weights, which come one at a time with their names."""
+        own = dict(self.network.named_parameters())
+        for name, whole in weights:
+            if name in own:
+                local(own[name]).copy_(share_of(whole, own[name], self.place))
+
+
+def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
+    """This rank's part, its weights not yet filled; no more memory is taken than for that."""
+    part = cut_part(config, place, options)
+    part.to_empty(device=place.device)
+    return part
+
+
+def cut_part(config: ModelConfig, place: Place, options: Options) -> Part:
+    """This rank's part on the `meta` device: shapes and no memory."""
+    network = empty(config)
+    keep_stage(network, place.stage, place.layout.pp)
+    if options.dtype == "fp64":
+        network.double()
+    if options.float8 != "no":
+        to_float8(network, emulate=options.float8 == "emulated")
+    if place.layout.tp > 1:
+        share_matrices(network, place.mesh["tp"])
+    blocks = list(network.layers.values())
+    recompute(blocks, options.recompute)
+    if options.compile:
+        for block in blocks:
+            block.compile()
+    part = Part(network, place, _DTYPES[options.dtype])
+    shard(part, blocks, place, bf16=options.dtype == "bf16")
+    return part

@@ -1,0 +1,108 @@
+"""A process's place in a layout: its device, and whom it talks to about what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from puna.parallel.layout import Layout, check_ranks
+from puna.parallel.ranks import meet
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this rank stands. `mesh` has the dimensions pp, dp, shard and tp.
+
+    A context-parallel group holds the same weights, so `shard` counts fsdp x cp: its ranks share
+    them too. `context` is the group of those that share a window, `tensor` of those that share
+    matrices, None where nobody does.
+    """
+
+    layout: Layout
+    device: torch.device
+    mesh: DeviceMesh
+    context: dist.ProcessGroup | None
+    tensor: dist.ProcessGroup | None
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a batch is this rank's, of `layout.num_data_ranks`."""
+        shard = self.mesh.get_local_rank("shard")
+        return self.mesh.get_local_rank("dp") * self.layout.fsdp + shard // self.layout.cp
+
+    @property
+    def stage(self) -> int:
+        """Which stage of the pipeline is this rank's."""
+        return self.mesh.get_local_rank("pp")
+
+    @property
+    def has_last_stage(self) -> bool:
+        return self.stage == self.layout.pp - 1
+
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """Over which weights are replicated and sharded."""
+        return self.mesh["dp", "shard"] if self.layout.dp > 1 else self.mesh["shard"]
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of values over all ranks, in fp64."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+
+def take_place(layout: Layout, device: str) -> Place:
+    """Meets the other processes and forms the groups.
+
+    ValueError where the processes are not as many as the layout's, or have no GPU of their own.
+    """
+    own = meet_to_train(device)
+    check_ranks(layout, dist.get_world_size())
+    shape = (layout.pp, layout.dp, layout.fsdp * layout.cp, layout.tp)
+    mesh = init_device_mesh(own.type, shape, mesh_dim_names=("pp", "dp", "shard", "tp"))
+    tensor = mesh.get_group("tp") if layout.tp > 1 else None
+    return Place(layout, own, mesh, _context_group(layout), tensor)
+
+
+def _context_group(layout: Layout) -> dist.ProcessGroup | None:
+    if layout.cp == 1:
+        return None
+    by_context = torch.arange(layout.num_ranks).view(-1, layout.cp, layout.tp)
+    groups = by_context.transpose(1, 2).reshape(-1, layout.cp).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(groups)
+    return group
+
+
+def meet_to_train(device: str) -> torch.device:
+    """Joins the processes that torchrun started; this one's own device."""
+    cuda = torch.device(device).type == "cuda"
+    return meet(device, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+
+
+def first_alone(action: Callable[[], None]) -> bool:
+    """Runs `action` on the first rank while the others wait; whether it went well.
+
+    Where it raised, the first rank raises and the others get False.
+    """
+    went_well = [False]
+    try:
+        if dist.get_rank() == 0:
+            action()
+            went_well = [True]
+    finally:
+        dist.broadcast_object_list(went_well, src=0)
+    return went_well[0]
+
+
+def leave() -> None:
+    """Parts from the other processes, if it met them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

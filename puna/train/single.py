@@ -1,0 +1,75 @@
+"""A network that one process trains by itself."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.formats.checkpoint import Checkpoint
+from puna.model import Llama
+from puna.parallel.float8 import to_float8
+from puna.parallel.recompute import recompute
+from puna.tokenizer import Vocabulary
+from puna.train import checkpoints
+from puna.train.checkpoints import RunState
+from puna.train.loop import Settings, Stage
+
+
+class Single:
+    """The plain case of `loop.Trainee`."""
+
+    leads = True
+
+    def __init__(self, network: Llama, stage: Stage, settings: Settings) -> None:
+        self.network, self._stage, self._settings = network, stage, settings
+        if settings.float8:
+            to_float8(network)
+        recompute(list(network.layers.values()), settings.recompute)
+        self._forward = torch.compile(network) if settings.compile else network
+
+    def count(self, num_tokens: int) -> int:
+        return num_tokens
+
+    def agreed(self, stop: bool) -> bool:
+        return stop
+
+    def accumulate(self, batches: list[Tensor], num_tokens: int) -> float:
+        loss = 0.0
+        for batch in batches:
+            piece = self.loss(batch) / num_tokens
+            piece.backward()
+            loss += piece.item()
+        return loss
+
+    def loss(self, batch: Tensor) -> Tensor:
+        with self._autocast():
+            on_device = batch.to(self._settings.device)
+            return self._stage.loss(self._forward, self.network, on_device)
+
+    def clip(self, limit: float) -> float:
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
+
+    def save(
+        self,
+        run: Path,
+        optimizer: torch.optim.Optimizer,
+        state: RunState,
+        vocabulary: Vocabulary,
+        *,
+        keep: int,
+    ) -> None:
+        weights = dict(self.network.named_parameters())
+        moments = dict(checkpoints.moments_of(self.network, optimizer))
+        checkpoints.save(run, self.network.config, weights, moments, state, vocabulary, keep=keep)
+
+    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        checkpoints.load_optimizer(checkpoint, self.network, optimizer)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._settings.dtype == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self._settings.device).type, dtype=torch.bfloat16)
