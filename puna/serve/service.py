@@ -35,6 +35,8 @@ class Limits:
 
     max_prompts: int = 256
     max_outputs: int = 256  # prompts times n or best_of
+    # Log-probabilities of prompts' tokens and of their alternatives, some 300 bytes each for a while.
+    max_prompt_logprobs: int = 1 << 20
     max_new_tokens: int | None = None
 
 
@@ -134,6 +136,15 @@ async def task_of(
             400, f"the request is for {outputs} outputs; at most {limits.max_outputs} are allowed"
         )
     encoded = await encoded_prompts(served, prompts)
+    if params.prompt_logprobs is not None:
+        asked = sum(len(prompt.ids) for prompt in encoded) * (params.prompt_logprobs + 1)
+        if asked > limits.max_prompt_logprobs:
+            raise APIError(
+                400,
+                f"echo with logprobs asks for {asked} log-probabilities; at most "
+                f"{limits.max_prompt_logprobs} are allowed: send fewer prompts at once",
+                param="logprobs",
+            )
     longest = max(len(prompt.ids) for prompt in encoded)
     most = limits.max_new_tokens
     if params.max_tokens is None:

@@ -319,3 +319,10 @@ def test_pages_that_are_not_there(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         client.get("/completions", cast_to=object)
     assert caught.value.status_code == 405
+
+
+def test_log_probabilities_of_prompts_are_bounded(client: OpenAI) -> None:
+    prompts = [[1] + [300] * 500] * 256
+    with pytest.raises(openai.BadRequestError, match="2693376 log-probabilities") as caught:
+        complete(client, prompt=prompts, echo=True, logprobs=20, max_tokens=0)
+    assert caught.value.param == "logprobs"
