@@ -35,7 +35,7 @@ class Limits:
 
     max_prompts: int = 256
     max_outputs: int = 256  # prompts times n or best_of
-    # Log-probabilities of prompts' tokens and of their alternatives, some 300 bytes each for a while.
+    # Log-probabilities of prompts' tokens and their alternatives, some 300 bytes each for a while.
     max_prompt_logprobs: int = 1 << 20
     max_new_tokens: int | None = None
 
