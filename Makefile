@@ -14,7 +14,8 @@ check: .venv/dev.done
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# What takes half an hour: 10,000 requests at once, each held against the same one alone.
+# What takes minutes each: thousands of requests at once, clients that leave, the API's description tried
+# at random, replicas on Ray (skipped without puna[ray]), every layout of training for 20 steps.
 slow: .venv/dev.done
 	$(BIN)/pytest -m slow tests
 
