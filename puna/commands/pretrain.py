@@ -5,15 +5,26 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, training_bar
 from puna.commands.ranks import by_the_first, check_started, is_first, said_once
+from puna.commands.recipes import (
+    Count,
+    check_device,
+    given_options,
+    needed_to_train,
+    num_pieces,
+    read_texts,
+    resolved_run,
+    show_plan,
+    turns_the_dial,
+)
 from puna.config import PRESETS, preset
+from puna.recipes import RECIPES, WITH_SOURCES
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -22,14 +33,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("texts", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--out", type=click.Path(path_type=Path), callback=needed_to_train,
+              help="Folder of the run.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--recipe", type=click.Choice(["cria"]),
-              help="A named run; TEXTS is then the one folder of its sources.")  # fmt: skip
+@click.option("--recipe", type=click.Choice(list(RECIPES)),
+              help="A named run, of which options given here take the place; for 'cria' TEXTS is "
+              "the folder of its sources.")  # fmt: skip
+@click.option("--size", type=Count(), help="Parameters, such as 350M, of a model and run made for "
+              "it.")  # fmt: skip
+@click.option("--tokens", type=Count(), help="Tokens to train on, such as 20B, instead of steps; "
+              "20 a parameter by default with --size, which follows from it.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, is_eager=True,
+              help="Print the run as resolved, its memory and FLOPs; write nothing.")  # fmt: skip
 @click.option("--model", "-m", default="tiny", show_default=True,
               help=f"Preset: {', '.join(PRESETS)}.")  # fmt: skip
-@click.option("--tokenizer", default="cria", show_default=True,
-              help="Tokenizer file, or a shipped model's.")  # fmt: skip
+@click.option("--tokenizer", help="Tokenizer file, or a shipped model's; by default that of a "
+              "corpus, or cria's.")  # fmt: skip
 @click.option("--context-length", type=int, help="Tokens of a window; the preset's by default.")
 @click.option("--steps", type=int, default=1000, show_default=True, help="Optimizer steps.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Windows a step.")
@@ -56,15 +75,19 @@ if TYPE_CHECKING:
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
               help="Tokens whose logits exist at once; 0: all of a piece.")  # fmt: skip
 @click.option("--separator", help="Line that parts documents in a .txt file.")
-@click.option("--mix", help="Weight of each source of a folder of shards: books=0.3,web=0.7.")
+@click.option("--mix", help="Weight of each source of a corpus, books=0.3,web=0.7; by default the "
+              "one it declares.")  # fmt: skip
 @click.option("--document-mask", is_flag=True, help="Attention stays inside a document.")
 def pretrain(
     texts: tuple[Path, ...],
     out: Path,
     resume: bool,
     recipe: str | None,
+    size: float | None,
+    tokens: float | None,
+    dry_run: bool,
     model: str,
-    tokenizer: str,
+    tokenizer: str | None,
     context_length: int | None,
     steps: int,
     batch_size: int,
@@ -90,17 +113,18 @@ def pretrain(
 ) -> None:
     """Train a model on TEXTS, with Llama 2's optimizer.
 
-    TEXTS are files (.txt, .jsonl, either also as .zst), or one folder of token shards.
+    TEXTS are files (.txt, .jsonl, either also as .zst), or one folder that `puna data build` made.
 
     The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
     """
+    given = given_options()
     with said_once():
         if resume:
             _only_out_is_given()
-        if not resume and not texts:
+            check_started(parallel or _own_layout(out))
+        elif not texts and not dry_run:
             raise ValueError("no texts to train on; give at least one file")
-        check_started(parallel or (_own_layout(out) if resume else ""))
     if resume:
         _train(out, parallel or None)
         return
@@ -108,21 +132,32 @@ def pretrain(
     def prepare() -> None:
         if out.exists():
             raise ValueError(f"{out} exists already; give --resume to go on with it")
-        if recipe is not None:
-            _prepare_recipe(out, recipe, texts, parallel)
+        if recipe in WITH_SOURCES:
+            _prepare_from_sources(out, config, WITH_SOURCES[recipe](), texts[0])
             return
-        _prepare(out, config, texts, vocabulary, separator)
+        assert vocabulary is not None  # there are texts
+        _prepare(out, config, () if corpus else texts, vocabulary, separator)
 
-    if recipe is None:
+    with said_once():
+        corpus, vocabulary = read_texts(recipe, texts, tokenizer, separator)
+        weights = _weights(mix) if mix is not None else corpus.mix if corpus else None
+        shards = str(corpus.shards.resolve()) if corpus else None
+    if recipe is not None or turns_the_dial(given):
+        with said_once():
+            config = resolved_run(recipe, given, vocabulary)
+            config = dataclasses.replace(config, mix=weights, shards=shards)
+    else:
         from puna.parallel.layout import Layout, usual_micro_batch
+        from puna.recipes.resolve import steps_for
         from puna.train.loop import Settings
         from puna.train.pretrain import PretrainConfig
 
         with said_once():
-            vocabulary = named_vocabulary(tokenizer)
-            shape = dataclasses.replace(preset(model), vocab_size=len(vocabulary))
+            shape = dataclasses.replace(preset(model), vocab_size=num_pieces(vocabulary))
             if context_length is not None:
                 shape = dataclasses.replace(shape, context_length=context_length)
+            if tokens is not None:
+                steps = steps_for(tokens, batch_size, shape.context_length)
             settings = Settings(
                 steps=steps,
                 learning_rate=learning_rate,
@@ -140,8 +175,6 @@ def pretrain(
                 checkpoint_every=checkpoint_every,
             )
             piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
-            shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
-            texts = () if shards else texts
             config = PretrainConfig(
                 shape,
                 settings,
@@ -149,12 +182,20 @@ def pretrain(
                 piece,
                 seed,
                 held_out,
-                mix=None if mix is None else _weights(mix),
+                mix=weights,
                 document_mask=document_mask,
                 shards=shards,
             )
-    if parallel:
-        by_the_first(prepare, device)
+    if dry_run:
+        if is_first():
+            show_plan(config, corpus, vocabulary)
+        return
+    settings = config.settings
+    with said_once():
+        check_started(settings.parallel)
+        check_device(settings.device)
+    if settings.parallel:
+        by_the_first(prepare, settings.device)
     else:
         prepare()
     _train(out)
@@ -182,31 +223,20 @@ def _weights(mix: str) -> dict[str, float]:
 
 def _only_out_is_given() -> None:
     """ValueError if --resume came with options that the run's own config decides."""
-    context = click.get_current_context()
-    given = [
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if ignored := sorted(set(given) - {"out", "resume", "parallel"}):
+    if ignored := sorted(set(given_options()) - {"out", "resume", "parallel"}):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
 
-def _prepare_recipe(out: Path, recipe: str, texts: tuple[Path, ...], parallel: str) -> None:
-    """The corpus and the tokenizer of a recipe, then its run."""
-    from puna.recipes import RECIPES
-    from puna.train.pretrain import with_layout
-
-    if len(texts) != 1 or not texts[0].is_dir():
-        raise ValueError(f"--recipe {recipe} takes one folder, that of its sources")
-    chosen = RECIPES[recipe]()
-    config = with_layout(chosen.config(), parallel)
+def _prepare_from_sources(
+    out: Path, config: PretrainConfig, recipe: ModuleType, sources: Path
+) -> None:
+    """The corpus and the tokenizer of a recipe that makes both, then its run."""
     with tempfile.TemporaryDirectory() as temporary:
         corpus = Path(temporary) / "corpus.jsonl"
         click.echo("Building the corpus and its tokenizer", err=True)
-        chosen.build_corpus(texts[0], corpus)
-        _prepare(out, config, (corpus,), chosen.tokenizer(corpus), None)
+        recipe.build_corpus(sources, corpus)
+        _prepare(out, config, (corpus,), recipe.tokenizer(corpus), None)
 
 
 def _prepare(

@@ -127,8 +127,9 @@ def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None
         )
 
 
-def usual_micro_batch(layout: Layout, batch_size: int) -> int:
-    """The largest piece of a batch that divides it and keeps every stage of a pipeline at work."""
+def usual_micro_batch(layout: Layout, batch_size: int, at_most: int | None = None) -> int:
+    """The largest piece of a batch, up to `at_most` windows, that divides it and keeps every stage
+    of a pipeline at work."""
     share = batch_size // layout.num_data_ranks
-    largest = max(1, share // layout.pp)
+    largest = max(1, min(share // layout.pp, at_most or share))
     return next(size for size in range(largest, 0, -1) if share % size == 0)

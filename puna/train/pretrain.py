@@ -193,6 +193,11 @@ def prepare(
         (folder / _CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
+def check_shards(config: PretrainConfig, vocabulary: Vocabulary) -> None:
+    """ValueError where the config's folder of shards does not fit it, or has too little text."""
+    _loader(Path(), config, vocabulary)
+
+
 def run_config(run: Path, parallel: str | None = None) -> PretrainConfig:
     """The config of a prepared run, with another layout where one is given.
 

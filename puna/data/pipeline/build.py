@@ -7,13 +7,13 @@ import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from puna.data.corpus import TOKENIZER
 from puna.data.pipeline.config import PipelineConfig
 from puna.data.pipeline.contamination import evaluation_files
 from puna.data.pipeline.executors import EXECUTORS, RUNNERS, submit_to_slurm
 from puna.data.pipeline.plan import Plan, keep_plan, make_plan
 from puna.data.pipeline.settings import Decontaminate
 from puna.data.pipeline.steps import Phase, phases
-from puna.data.pipeline.tokenizing import TOKENIZER
 
 # Called around each phase, with its number of so many: a progress bar.
 Watch = Callable[[Phase, int, int], contextlib.AbstractContextManager[None]]

@@ -11,13 +11,13 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from puna.data.corpus import MIX, TOKENIZER, TOKENS
 from puna.data.pipeline.plan import Plan
 from puna.data.pipeline.tally import Tally
 from puna.data.shards import ShardWriter, join_shards
 from puna.tokenizer import Tokenizer
 from puna.tokenizer.sentencepiece_model import read_model
 
-TOKENIZER, TOKENS, MIX = "tokenizer.model", "tokens", "mix.json"
 _DOCUMENTS, _CHARACTERS = 64, 1 << 20  # tokenized at once, at most
 
 
