@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,10 @@ from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from puna.train.pretrain import PretrainConfig
+
+
+# What may be said of a run that goes on; the rest is in its config.
+_ON_RESUME = {"out", "resume", "parallel", "batch_size", "micro_batch_size"}
 
 
 @click.command()
@@ -116,7 +120,8 @@ def pretrain(
     TEXTS are files (.txt, .jsonl, either also as .zst), or one folder that `puna data build` made.
 
     The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
-    a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
+    a model. Ctrl-C saves and stops; --resume goes on to the identical losses, with another
+    --parallel, --batch-size or --micro-batch-size if asked.
     """
     given = given_options()
     with said_once():
@@ -126,6 +131,8 @@ def pretrain(
         elif not texts and not dry_run:
             raise ValueError("no texts to train on; give at least one file")
     if resume:
+        if {"batch_size", "micro_batch_size"} & set(given):
+            _change_batch(out, parallel, given)
         _train(out, parallel or None)
         return
 
@@ -201,6 +208,21 @@ def pretrain(
     _train(out)
 
 
+def _change_batch(out: Path, parallel: str, given: dict[str, Any]) -> None:
+    """What --resume has to say of the batch, before the run goes on."""
+    from puna.train.pretrain import change_batch_size, run_config
+
+    def change() -> None:
+        sizes = given.get("batch_size"), given.get("micro_batch_size")
+        change_batch_size(out, *sizes, parallel=parallel or None)
+
+    settings = run_config(out, parallel or None).settings
+    if settings.parallel:
+        by_the_first(change, settings.device)
+    else:
+        change()
+
+
 def _own_layout(run: Path) -> str:
     from puna.train.pretrain import run_config
 
@@ -223,7 +245,7 @@ def _weights(mix: str) -> dict[str, float]:
 
 def _only_out_is_given() -> None:
     """ValueError if --resume came with options that the run's own config decides."""
-    if ignored := sorted(set(given_options()) - {"out", "resume", "parallel"}):
+    if ignored := sorted(set(given_options()) - _ON_RESUME):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 

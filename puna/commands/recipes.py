@@ -140,7 +140,7 @@ def show_plan(config: PretrainConfig, corpus: Corpus | None, vocabulary: Vocabul
     found = plan(config)
     model, settings, layout = config.model, config.settings, config.layout
     per_parameter = found.tokens / model.num_parameters
-    share = config.batch_size // layout.num_data_ranks
+    share = config.last_batch_size // layout.num_data_ranks
     facts = {
         "model": f"{model.num_layers} layers of {model.dim}, {model.num_heads} heads, "
         f"{model.num_kv_heads} of keys and values, feed-forward {model.ffn_dim}, vocabulary "
@@ -149,7 +149,7 @@ def show_plan(config: PretrainConfig, corpus: Corpus | None, vocabulary: Vocabul
         "tokens": f"{found.tokens:,} ({per_parameter:.3g} a parameter)",
         "steps": f"{settings.steps:,}, {settings.warmup_steps:,} of them warm-up",
         "learning_rate": f"{settings.learning_rate:g}, cosine to {settings.final_fraction:.0%}",
-        "batch": f"{config.batch_size:,} windows of {model.context_length:,} = "
+        "batch": f"{config.last_batch_size:,} windows of {model.context_length:,} = "
         f"{found.tokens_per_batch:,} tokens",
         "layout": f"{layout}: {layout.num_ranks:,} processes on {settings.device}, {share} windows "
         f"of a batch each, {config.micro_batch_size} at once",

@@ -30,8 +30,8 @@ class Loader:
     - `num_held_out`: the last windows of each source, never trained on: what `held_out()` gives.
     - `verify`: compares a shard's checksum when it is first read.
 
-    Raises ValueError for a mix that does not fit the sources, too little text, and a batch that
-    does not divide over the ranks.
+    Raises ValueError for a mix that does not fit the sources, too little text, and a last batch
+    size that does not divide over the ranks.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Loader:
         The rows of rank 0, 1, ... one after another are those that a single rank would get.
         """
         first, size = self._span(step)
+        _check_divides(step, size, self._num_ranks)
         share = size // self._num_ranks
         begin = first + self._rank * share
         places = [self.place(number) for number in range(begin, begin + share)]
@@ -136,13 +137,19 @@ def _history(
     steps = [step for step, _ in pairs]
     if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
         raise ValueError(f"batch sizes are told from step 0 on, in order, not {pairs}")
-    for step, size in pairs:
-        if size < 1 or size % num_ranks:
-            raise ValueError(
-                f"a batch of {size} windows (from step {step} on) does not divide over "
-                f"{num_ranks} ranks"
-            )
+    if any(size < 1 for _, size in pairs):
+        raise ValueError(f"a batch has one window at least, which {pairs} do not say")
+    # Steps that were taken on other ranks need not divide over these.
+    _check_divides(*pairs[-1], num_ranks)
     return tuple(pairs)
+
+
+def _check_divides(step: int, size: int, num_ranks: int) -> None:
+    if size % num_ranks:
+        raise ValueError(
+            f"a batch of {size} windows (from step {step} on) does not divide over {num_ranks} "
+            "ranks"
+        )
 
 
 def _weights(mix: Mapping[str, float] | None, trained: Mapping[str, int]) -> dict[str, int]:

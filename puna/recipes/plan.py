@@ -34,7 +34,7 @@ class Plan:
 
 def plan(config: PretrainConfig) -> Plan:
     """The plan of a run; no memory is taken and nothing is written."""
-    tokens_per_batch = config.batch_size * config.model.context_length
+    tokens_per_batch = config.last_batch_size * config.model.context_length
     tokens = config.settings.steps * tokens_per_batch
     counted = bool(config.settings.parallel) and config.layout.pp == 1
     memory = _counted_memory(config) if counted else _state(config)

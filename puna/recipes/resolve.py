@@ -39,7 +39,7 @@ def resolve(
     fields = {field: given[option] for option, field in _FIELDS.items() if option in given}
     settings = {name: given[name] for name in given if name in _SETTINGS}
     model = _model(base.model, given, vocab_size)
-    batch_size: int = given.get("batch_size", base.batch_size)
+    batch_size: int = given.get("batch_size", base.last_batch_size)
     if "tokens" in given:
         if "steps" in given:
             raise ValueError("--tokens says how many steps there are; leave out one of them")

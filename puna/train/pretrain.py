@@ -24,12 +24,18 @@ from puna.data.shards import open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
 from puna.formats.checkpoint import Checkpoint
-from puna.formats.files import atomic_directory
+from puna.formats.files import atomic_directory, atomic_file
 from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
 from puna.parallel.float8 import check_float8
-from puna.parallel.layout import Layout, check_data, check_model, check_pieces
+from puna.parallel.layout import (
+    Layout,
+    check_data,
+    check_model,
+    check_pieces,
+    usual_micro_batch,
+)  # fmt: skip
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
 from puna.tokenizer import Vocabulary
@@ -48,6 +54,7 @@ _CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data"
 class PretrainConfig:
     """A pretraining run as resolved. Batch sizes are in windows of the model's context length.
 
+    `batch_size` is one number, or its history: pairs of the first step and the size from there on.
     `held_out_windows` are kept of each source; `mix` is the weight of each source, by default its
     size; `document_mask` keeps attention inside a document; `shards` is the folder that they are
     in, by default the run's own.
@@ -55,7 +62,7 @@ class PretrainConfig:
 
     model: ModelConfig
     settings: Settings
-    batch_size: int
+    batch_size: int | tuple[tuple[int, int], ...]
     micro_batch_size: int
     seed: int = 0
     held_out_windows: int = 0
@@ -64,18 +71,30 @@ class PretrainConfig:
     shards: str | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if min(size for _, size in self.batch_sizes) < 1:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
         check_model(self.layout, self.model)
-        check_data(self.layout, self.batch_size)
-        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+        # What was before a change may have been another layout's.
+        batch_size = self.last_batch_size
+        check_data(self.layout, batch_size)
+        if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
             raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"batch_size {batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
+        check_pieces(self.layout, batch_size, self.micro_batch_size)
+
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The history of the batch size, from step 0 on."""
+        return ((0, self.batch_size),) if isinstance(self.batch_size, int) else self.batch_size
+
+    @property
+    def last_batch_size(self) -> int:
+        """The size since it last changed."""
+        return self.batch_sizes[-1][1]
 
     @property
     def layout(self) -> Layout:
@@ -93,6 +112,9 @@ class PretrainConfig:
             raise ValueError("this is not the config of a pretraining run")
         try:
             model = ModelConfig.from_dict(values.pop("model"))
+            if isinstance(values["batch_size"], list):
+                pairs = ((int(step), int(size)) for step, size in values["batch_size"])
+                values["batch_size"] = tuple(pairs)
             return cls(model=model, settings=Settings(**values.pop("settings")), **values)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the run's config does not fit this version: {error}") from None
@@ -216,6 +238,42 @@ def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
     """The same run cut otherwise. ValueError where it does not divide so."""
     settings = dataclasses.replace(config.settings, parallel=parallel)
     return dataclasses.replace(config, settings=settings)
+
+
+def with_batch_size(
+    config: PretrainConfig, step: int, batch_size: int, micro_batch_size: int | None = None
+) -> PretrainConfig:
+    """The same run with another batch size from `step` on; windows go on where they were.
+
+    Pieces are as large as before where they divide it. ValueError where the size does not fit.
+    """
+    before = tuple(pair for pair in config.batch_sizes if pair[0] < step)
+    if not before or before[-1][1] != batch_size:
+        before = (*before, (step, batch_size))
+    if micro_batch_size is None:
+        micro_batch_size = usual_micro_batch(config.layout, batch_size, config.micro_batch_size)
+    return dataclasses.replace(
+        config,
+        batch_size=before if len(before) > 1 else batch_size,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def change_batch_size(
+    run: Path,
+    batch_size: int | None,
+    micro_batch_size: int | None = None,
+    *,
+    parallel: str | None = None,
+) -> None:
+    """Writes into a run's config that its batch, or the pieces of it, have another size from the
+    newest checkpoint on; and another layout, where one is given."""
+    config = run_config(run, parallel)
+    step = checkpoints.newest(run)[1].step if checkpoints.steps_saved(run) else 0
+    size = config.last_batch_size if batch_size is None else batch_size
+    config = with_batch_size(config, step, size, micro_batch_size)
+    with atomic_file(run / _CONFIG, overwrite=True) as file:
+        file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def pretrain(
