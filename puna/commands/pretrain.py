@@ -125,6 +125,7 @@ def pretrain(
     """
     given = given_options()
     with said_once():
+        dialed = turns_the_dial(given)
         if resume:
             _only_out_is_given()
             check_started(parallel or _own_layout(out))
@@ -149,7 +150,7 @@ def pretrain(
         corpus, vocabulary = read_texts(recipe, texts, tokenizer, separator)
         weights = _weights(mix) if mix is not None else corpus.mix if corpus else None
         shards = str(corpus.shards.resolve()) if corpus else None
-    if recipe is not None or turns_the_dial(given):
+    if recipe is not None or dialed:
         with said_once():
             config = resolved_run(recipe, given, vocabulary)
             config = dataclasses.replace(config, mix=weights, shards=shards)

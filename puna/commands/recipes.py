@@ -90,8 +90,10 @@ class Count(click.ParamType[float]):
 def turns_the_dial(given: dict[str, Any]) -> bool:
     """Whether the model is to be made of a size or a number of tokens.
 
-    ValueError where it is given by name too.
+    ValueError where it is given by name too, or tokens by steps.
     """
+    if {"tokens", "steps"} <= set(given):
+        raise ValueError("--tokens says how many steps there are; leave out one of them")
     named = [f"--{name}" for name in ("recipe", "model") if name in given]
     if "size" in given and named:
         raise ValueError(f"--size makes a model of its own; leave out {named[0]}, or --size")
@@ -115,7 +117,7 @@ def resolved_run(
     else:
         from puna.recipes.dial import dial
 
-        base = dial(vocab_size, size=given.get("size"), tokens=values.pop("tokens", None))
+        base = dial(vocab_size, size=given.get("size"), tokens=given.get("tokens"))
     config = resolve(base, values, vocab_size=vocab_size)
     if vocabulary is not None and config.model.vocab_size != len(vocabulary):
         raise ValueError(

@@ -49,7 +49,9 @@ class Loader:
     ) -> None:
         if not 0 <= rank < num_ranks:
             raise ValueError(f"rank {rank} is not one of {num_ranks}")
-        self._history = _history(batch_size, num_ranks)
+        self._history = batch_history(batch_size)
+        # Steps that were taken on other ranks need not divide over these.
+        _check_divides(*self._history[-1], num_ranks)
         self._rank, self._num_ranks = rank, num_ranks
         self._seed, self.num_held_out = seed, num_held_out
         windows = {
@@ -130,18 +132,15 @@ class Loader:
         return Permutation(self._num_windows[source], f"{self._seed} {epoch} {source}")
 
 
-def _history(
-    batch_size: int | Sequence[tuple[int, int]], num_ranks: int
-) -> tuple[tuple[int, int], ...]:
-    pairs = [(0, batch_size)] if isinstance(batch_size, int) else list(batch_size)
+def batch_history(batch_size: int | Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Batch sizes as pairs of the first step and the size from there on; ValueError if wrong."""
+    pairs = ((0, batch_size),) if isinstance(batch_size, int) else tuple(batch_size)
     steps = [step for step, _ in pairs]
     if not pairs or steps[0] != 0 or sorted(set(steps)) != steps:
         raise ValueError(f"batch sizes are told from step 0 on, in order, not {pairs}")
     if any(size < 1 for _, size in pairs):
-        raise ValueError(f"a batch has one window at least, which {pairs} do not say")
-    # Steps that were taken on other ranks need not divide over these.
-    _check_divides(*pairs[-1], num_ranks)
-    return tuple(pairs)
+        raise ValueError(f"batch_size must be positive, not {batch_size}")
+    return pairs
 
 
 def _check_divides(step: int, size: int, num_ranks: int) -> None:

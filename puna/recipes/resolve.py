@@ -31,8 +31,9 @@ def resolve(
     """`base` with options (`OPTIONS`, by the names that the command has for them) instead of its
     values. A preset given as `model` has a vocabulary of `vocab_size`.
 
-    What depends on them follows: warm-up is a tenth of fewer steps, pieces of a batch are as large
-    as the base's where they divide it. ValueError where something does not fit the rest.
+    What depends on them follows: with another batch, as many steps as see the base's tokens; with
+    fewer steps, a tenth of them as warm-up; pieces of a batch as large as the base's, or the most
+    that divides it. ValueError where something does not fit the rest.
     """
     if unknown := sorted(set(given) - OPTIONS):
         raise ValueError(f"a recipe has no {', '.join(unknown)}")
@@ -40,10 +41,11 @@ def resolve(
     settings = {name: given[name] for name in given if name in _SETTINGS}
     model = _model(base.model, given, vocab_size)
     batch_size: int = given.get("batch_size", base.last_batch_size)
+    before, after = _tokens(base.last_batch_size, base.model), _tokens(batch_size, model)
     if "tokens" in given:
-        if "steps" in given:
-            raise ValueError("--tokens says how many steps there are; leave out one of them")
-        settings["steps"] = steps_for(given["tokens"], batch_size, model.context_length)
+        settings["steps"] = _steps(given["tokens"], after)
+    elif "steps" not in given and after != before:
+        settings["steps"] = _steps(base.settings.steps * before, after)
     if "steps" in settings and "warmup_steps" not in given:
         settings["warmup_steps"] = min(base.settings.warmup_steps, settings["steps"] // 10)
     resolved = dataclasses.replace(base.settings, **settings)
@@ -58,7 +60,15 @@ def resolve(
 
 def steps_for(tokens: float, batch_size: int, context_length: int) -> int:
     """Steps that see `tokens` tokens at least; the last batch is whole."""
-    return math.ceil(tokens / max(1, batch_size * context_length))
+    return _steps(tokens, batch_size * context_length)
+
+
+def _steps(tokens: float, tokens_a_step: int) -> int:
+    return math.ceil(tokens / max(1, tokens_a_step))
+
+
+def _tokens(batch_size: int, model: ModelConfig) -> int:
+    return batch_size * model.context_length
 
 
 def _model(base: ModelConfig, given: Mapping[str, Any], vocab_size: int | None) -> ModelConfig:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from puna.attention import causal, document_mask, masked
 from puna.config import ModelConfig
-from puna.data.loader import Loader
+from puna.data.loader import Loader, batch_history
 from puna.data.prefetch import Prefetched
 from puna.data.shards import open_shards
 from puna.data.text import documents
@@ -71,8 +71,7 @@ class PretrainConfig:
     shards: str | None = None
 
     def __post_init__(self) -> None:
-        if min(size for _, size in self.batch_sizes) < 1:
-            raise ValueError(f"batch_size must be positive, not {self.batch_size}")
+        batch_history(self.batch_size)
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
         check_model(self.layout, self.model)
@@ -89,7 +88,7 @@ class PretrainConfig:
     @property
     def batch_sizes(self) -> tuple[tuple[int, int], ...]:
         """The history of the batch size, from step 0 on."""
-        return ((0, self.batch_size),) if isinstance(self.batch_size, int) else self.batch_size
+        return batch_history(self.batch_size)
 
     @property
     def last_batch_size(self) -> int:

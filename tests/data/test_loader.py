@@ -171,6 +171,15 @@ def test_a_change_of_batch_size_goes_on_where_it_was(shards: ShardSet) -> None:
     assert sum(changed.counts(6).values()) == at
 
 
+def test_ranks_over_which_earlier_batches_do_not_divide(shards: ShardSet) -> None:
+    sizes = [(0, 9), (3, 24)]
+    more = [loader(shards, batch_size=sizes, rank=rank, num_ranks=4) for rank in range(4)]
+    both = np.concatenate([rank.batch(4) for rank in more])
+    assert np.array_equal(both, loader(shards, batch_size=sizes).batch(4))
+    with pytest.raises(ValueError, match=r"9 windows .from step 2 on. does not divide over 4"):
+        more[0].batch(2)
+
+
 def test_held_out_windows_are_the_last_of_each_source_and_hidden(shards: ShardSet) -> None:
     hiding = loader(shards, num_held_out=3)
     hidden = set()
@@ -196,7 +205,7 @@ def test_seeds_differ(shards: ShardSet) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "does not divide"),
+        ({"batch_size": 0}, "must be positive"),
         ({"num_ranks": 5}, "24 windows .* does not divide over 5 ranks"),
         ({"batch_size": [(0, 24), (9, 25)], "num_ranks": 2}, "25 windows .from step 9 on"),
         ({"rank": 2, "num_ranks": 2}, "rank 2 is not one of 2"),
