@@ -217,7 +217,8 @@ def _change_batch(out: Path, parallel: str, given: dict[str, Any]) -> None:
         sizes = given.get("batch_size"), given.get("micro_batch_size")
         change_batch_size(out, *sizes, parallel=parallel or None)
 
-    settings = run_config(out, parallel or None).settings
+    with said_once():
+        settings = run_config(out, parallel or None).settings
     if settings.parallel:
         by_the_first(change, settings.device)
     else:
