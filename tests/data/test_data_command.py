@@ -31,7 +31,7 @@ def test_build_and_report(tmp_path: Path) -> None:
     report = json.loads(run("report", out, "--json").splitlines()[0])
     assert report["complete"] and report["found"]["exact_duplicates"] == 1
     assert report["sources"]["a"]["documents_out"] == 2
-    assert (out / "report.md").exists()
+    assert (out / "report.md").exists() and (out / "report.html").exists()
 
 
 def test_a_new_configuration_is_read(tmp_path: Path) -> None:
