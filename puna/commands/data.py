@@ -101,8 +101,12 @@ def build(config: Path, out: Path, workers: int | None, executor: str | None) ->
         beside = config.parent / read.tokenize.tokenizer
         name = str(beside) if beside.is_file() else read.tokenize.tokenizer
         tokenizer = write_model(named_vocabulary(name))
-    with phase_bar(out) as watch:
-        finished = run_build(read, out, tokenizer, watch)
+    try:
+        with phase_bar(out) as watch:
+            finished = run_build(read, out, tokenizer, watch)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        raise
     if not finished:
         click.echo(f"submitted; when it is done: puna data report {out}", err=True)
         return

@@ -88,7 +88,9 @@ def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
     options = dict(run.options)
     if not options.keys() & {"env_command", "condaenv", "venv_path"}:
         # Jobs call datatrove's commands by name, which lie beside this Python.
-        options["env_command"] = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        options["env_command"] = (
+            f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        )
     for phase in phases:
         before = SlurmPipelineExecutor(
             phase.pipeline,
