@@ -1,6 +1,6 @@
 """Bits per byte of a pretraining run's checkpoints, beside an n-gram model of the same tokens.
 
-    python benchmarks/beside_kneser_ney.py RUN [--sources gutenberg ...] [--order 5]
+    python benchmarks/beside_kneser_ney.py RUN [--sources gutenberg ...] [--windows 200] [--order 5]
                                            [--plot PATH] [--json PATH] [--batch 16]
 
 At each checkpoint of the run the n-gram model (modified interpolated Kneser-Ney,
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--sources", nargs="+", help="all by default")
+    parser.add_argument("--windows", type=int, help="of a source, at most; all by default")
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="windows at once, in the network")
     parser.add_argument("--plot", type=Path, help="RUN/beside_kneser_ney.png by default")
@@ -89,7 +90,7 @@ def compare(args: argparse.Namespace) -> None:
     config = run_config(args.run)
     vocabulary = read_model((args.run / "tokenizer.model").read_bytes())
     loader = _loader(args.run, config, vocabulary)
-    texts = held_out(loader, vocabulary, args.sources)
+    texts = held_out(loader, vocabulary, args.sources, args.windows)
     steps = checkpoints.steps_saved(args.run)
     if not steps:
         raise ValueError(f"{args.run} has no checkpoints")
@@ -117,8 +118,10 @@ def compare(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(found(args, texts, points, crossings), indent=1) + "\n")
 
 
-def held_out(loader: Loader, vocabulary: Vocabulary, sources: list[str] | None) -> dict[str, Text]:
-    """What is predicted, by source."""
+def held_out(
+    loader: Loader, vocabulary: Vocabulary, sources: list[str] | None, most: int | None
+) -> dict[str, Text]:
+    """What is predicted, by source; of its windows `most`, evenly spread."""
     if not loader.num_held_out:
         raise ValueError("the run holds nothing out; train one with --held-out")
     every = loader.held_out()
@@ -132,6 +135,8 @@ def held_out(loader: Loader, vocabulary: Vocabulary, sources: list[str] | None) 
             first = int(begins.any(axis=1).argmax())
             kept = windows[first if begins[first, 0] else first + 1 :]
             windows = kept if len(kept) else windows
+        if most is not None and most < len(windows):
+            windows = windows[np.arange(most) * len(windows) // most]
         texts[source] = Text(windows, num_bytes(windows, vocabulary), int(begins.sum()))
     return texts
 
