@@ -285,7 +285,7 @@ def plot(
 ) -> None:
     """Small multiples, one a source: bits per byte against tokens."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     columns = min(len(sources), 2)
     rows = math.ceil(len(sources) / columns)
@@ -313,6 +313,7 @@ def plot(
                 xytext=(5, 0), textcoords="offset points", va="top", color="0.25", fontsize=9,
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_locator(MaxNLocator(6))

@@ -4,19 +4,21 @@
     python benchmarks/beside_transformers_training.py speed SHARDS [--bursts 5] [--burst-steps 3]
 
 SHARDS is a folder of token shards (`puna data build`, or the `data` of a run). Both sides begin
-with the weights that `puna pretrain` would draw, which transformers reads from the folder that Puna
-writes, and take the batches of Puna's loader, its learning rates, AdamW and clipping. The plain loop
-is: model(ids).logits, cross_entropy, backward, clip_grad_norm_, torch.optim.AdamW as it comes.
+with the weights that `puna pretrain` would draw, which transformers reads from the folder that
+Puna writes, and take the batches of Puna's loader, its learning rates, AdamW and clipping. The
+plain loop is model(ids).logits, cross_entropy, backward, clip_grad_norm_ and torch.optim.AdamW as
+it comes.
 
 `twin` trains both to the end and compares loss and gradient norm at each step, then the loss on the
 held-out windows. What difference is noise is told by further runs of Puna (--perturbed) whose first
-weights differ by one part in a million (--noise): float32 rounds at one in ten millions, at each
-operation. The twin ends equal within noise where its held-out loss differs from Puna's by no more
-than that of one of these.
+weights differ by one part in a million (--noise); float32 rounds by one part in ten million or so,
+but at each operation. The twin ends equal within noise where its held-out loss differs from Puna's
+by no more than twice what theirs do (their root mean square).
 
-`speed` lets the sides take turns, in bursts of steps on the same batches, and shows medians of tokens
-a second and the median ratio to the plain loop in fp32 and in bf16 (autocast) in the same burst.
-Puna's last side is what `puna pretrain --compile` runs. A first burst, which compiles, is not counted.
+`speed` lets the sides take turns, in bursts of steps on the same batches, and shows medians of
+tokens a second and the median ratio to the plain loop in fp32 and in bf16 (autocast) in the same
+burst. Puna's last side is what `puna pretrain --compile` runs. The first burst, which compiles, is
+not counted.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -261,24 +264,27 @@ def twin(args: argparse.Namespace, job: Job) -> dict[str, Any]:
             )
             print(f"{number + 1:6}{losses['puna'][-1]:9.4f}{cells}", flush=True)
     held_out = {name: side.held_out() for name, side in sides.items()}
-    apart = {name: abs(held_out[name] - held_out["puna"]) for name in others}
     for name, loss in held_out.items():
-        print(f"held-out loss {loss:.6f}  {name}")
-    noise = max((apart[name] for name in others[1:]), default=None)
-    ours, within = apart["transformers"], None
-    if noise is not None:
-        within = ours <= noise
+        print(f"held-out loss {loss:.6f} ({loss - held_out['puna']:+.1e})  {name}")
+    difference = abs(held_out["transformers"] - held_out["puna"])
+    noise, within = None, None
+    if others[1:]:
+        noise = math.hypot(*(held_out[name] - held_out["puna"] for name in others[1:]))
+        noise /= math.sqrt(len(others[1:]))
+        within = difference <= 2 * noise
         print(
-            f"held out, transformers is {ours:.1e} from Puna, the perturbed runs up to {noise:.1e}: "
-            f"{'equal within noise' if within else 'further than noise'}"
+            f"held out, transformers is {difference:.1e} from Puna, perturbed runs {noise:.1e}: "
+            f"{'equal within noise' if within else 'further apart than noise'}"
         )
     return {
         "steps": args.steps,
         "dtype": args.dtype,
-        "noise": args.noise,
+        "perturbed_by": args.noise,
         "losses": losses,
         "norms": norms,
         "held_out_loss": held_out,
+        "difference": difference,
+        "noise": noise,
         "equal_within_noise": within,
     }
 

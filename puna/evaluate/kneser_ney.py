@@ -137,7 +137,8 @@ def _finished(keys: Ids, counts: Ids, vocab_size: int, *, num_beginnings: int) -
     discounts = _discounts(counts)
     beginnings = keys // vocab_size
     totals = np.bincount(beginnings, counts, num_beginnings + 1).astype(np.int64)
-    left = np.bincount(beginnings, discounts[np.minimum(counts, 3)], num_beginnings + 1)
+    taken = discounts[np.minimum(counts, 3)]
+    left = np.bincount(beginnings, taken, num_beginnings + 1).astype(np.float64)
     last = np.iinfo(np.int64).max  # above all keys: a search ends there
     return _Order(np.append(keys, last), np.append(counts, 0), discounts, totals, left)
 
