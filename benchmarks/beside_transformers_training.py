@@ -17,8 +17,8 @@ by no more than twice what theirs do (their root mean square).
 
 `speed` lets the sides take turns, in bursts of steps on the same batches, and shows medians of
 tokens a second and the median ratio to the plain loop in fp32 and in bf16 (autocast) in the same
-burst. Puna's last side is what `puna pretrain --compile` runs. The first burst, which compiles, is
-not counted.
+burst. Puna's last sides are what `puna pretrain --compile` runs, without and with --loss-chunk. The
+first burst, which compiles, is not counted.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--noise", type=float, default=1e-6, help="of their first weights")
     parser.add_argument("--bursts", type=int, default=5)
     parser.add_argument("--burst-steps", type=int, default=3)
+    parser.add_argument("--loss-chunk", type=int, default=512, help="tokens, of Puna's last side")
     parser.add_argument("--no-compile", action="store_true", help="without what is compiled")
     parser.add_argument("--threads", type=int, help="torch's choice by default")
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -173,7 +174,13 @@ def puna_side(job: Job, *, noise: float = 0.0, seed: int = 0, **changed: Any) ->
         for weight in network.parameters():
             weight.mul_(1 + noise * torch.randn(weight.shape, generator=generator))
     settings = dataclasses.replace(job.settings, **changed)
-    stage = Pretrain(job.loader, job.loader.batch, job.micro_batch_size, job.vocabulary.bos_id)
+    stage = Pretrain(
+        job.loader,
+        job.loader.batch,
+        job.micro_batch_size,
+        job.vocabulary.bos_id,
+        loss_chunk=settings.loss_chunk,
+    )
     trainee = Single(network, stage, settings)
     optimizer = make_optimizer(network, settings)
 
@@ -302,6 +309,9 @@ def speed(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     if not args.no_compile:
         sides["transformers, bf16, compiled"] = transformers_side(job, dtype="bf16", compile=True)
         sides["puna, bf16, compiled"] = puna_side(job, dtype="bf16", compile=True)
+        sides["puna, the same, loss in chunks"] = puna_side(
+            job, dtype="bf16", compile=True, loss_chunk=args.loss_chunk
+        )
     tokens = args.batch_size * job.network.config.context_length * args.burst_steps
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for burst in range(args.bursts + 1):
@@ -313,7 +323,7 @@ def speed(args: argparse.Namespace, job: Job) -> dict[str, Any]:
             if burst:  # the first compiles, and touches memory
                 speeds[name].append(tokens / (time.perf_counter() - begin))
         print(f"burst {burst} of {args.bursts}", file=sys.stderr, flush=True)
-    print(f"{'':30}{'tokens/s':>9}{'range':>16}{'x plain fp32':>14}{'x plain bf16':>14}")
+    print(f"{'':32}{'tokens/s':>9}{'range':>16}{'x plain fp32':>14}{'x plain bf16':>14}")
     rows = {}
     for name, own in speeds.items():
         ratios = [
@@ -322,7 +332,7 @@ def speed(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         ]
         middle = statistics.median(own)
         spread = f"{min(own):.0f} to {max(own):.0f}"
-        print(f"{name:30}{middle:9.0f}{spread:>16}{ratios[0]:14.2f}{ratios[1]:14.2f}")
+        print(f"{name:32}{middle:9.0f}{spread:>16}{ratios[0]:14.2f}{ratios[1]:14.2f}")
         rows[name] = {"tokens_per_second": own, "ratio_fp32": ratios[0], "ratio_bf16": ratios[1]}
     return {"threads": torch.get_num_threads(), "sides": rows}
 
