@@ -101,9 +101,12 @@ def compare(args: argparse.Namespace) -> None:
             f"bytes, {text.num_documents or 'no'} documents begin there"
             f"{'' if text.num_documents else ': a part of one that was trained on'}"
         )
-    loss = Losses(args.run, config, loader, vocabulary, args.batch)
+    # Then a step does not tell which windows came before it.
+    if '"event"' in (args.run / "log.jsonl").read_text():
+        raise ValueError(f"{args.run} skipped batches or went back; measure a run that did not")
+    losses = Losses(args.run, config, loader, vocabulary, args.batch)
     points = []
-    for point in measured(steps, texts, loader, loss, config, args.order):
+    for point in measured(steps, texts, loader, losses, config, args.order):
         if not points:
             print(header(texts, args.order), flush=True)
         print(row(point, texts), flush=True)

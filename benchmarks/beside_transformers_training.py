@@ -191,11 +191,7 @@ def puna_side(job: Job, *, noise: float = 0.0, seed: int = 0, **changed: Any) ->
             trainee, optimizer, batches, num_tokens, rate=rate, grad_clip=settings.grad_clip
         )
 
-    @torch.no_grad()
-    def held_out() -> float:
-        return stage.evaluate(trainee.loss)["held_out_loss"]
-
-    return Side(step, held_out)
+    return Side(step, lambda: held_out_loss(job, trainee.loss))
 
 
 def transformers_side(job: Job, *, dtype: str, compile: bool = False) -> Side:
@@ -229,17 +225,22 @@ def transformers_side(job: Job, *, dtype: str, compile: bool = False) -> Side:
         optimizer.zero_grad()
         return loss.item(), norm.item()
 
-    @torch.no_grad()
-    def held_out() -> float:
-        pieces = [
-            piece
-            for windows in job.loader.held_out().values()
-            for piece in torch.from_numpy(windows).split(job.micro_batch_size)
-        ]
-        total = sum(loss_of(piece).item() * piece[:, 1:].numel() for piece in pieces)
-        return total / sum(piece[:, 1:].numel() for piece in pieces)
+    def total(windows: Tensor) -> Tensor:
+        return loss_of(windows) * windows[:, 1:].numel()
 
-    return Side(step, held_out)
+    return Side(step, lambda: held_out_loss(job, total))
+
+
+@torch.no_grad()
+def held_out_loss(job: Job, total: Callable[[Tensor], Tensor]) -> float:
+    """Mean loss a token of the held-out windows of all sources; `total` is the sum over some."""
+    pieces = [
+        piece
+        for windows in job.loader.held_out().values()
+        for piece in torch.from_numpy(windows).split(job.micro_batch_size)
+    ]
+    num_tokens = sum(piece[:, 1:].numel() for piece in pieces)
+    return sum(total(piece).item() for piece in pieces) / num_tokens
 
 
 # --- twin ---

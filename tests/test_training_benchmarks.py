@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -147,15 +148,25 @@ def test_curves_cross_where_the_line_between_checkpoints_does() -> None:
     assert beside.crossing(points(0.5, -0.5, 0.1), "a") is None
 
 
-def test_a_run_that_holds_nothing_out_is_refused(
-    run: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_run_or_source_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = script("beside_kneser_ney")
     monkeypatch.setattr(sys, "argv", ["beside_kneser_ney", str(run.parent)])
     with pytest.raises(SystemExit, match="is not a run"):
         beside.main()
     monkeypatch.setattr(sys, "argv", ["beside_kneser_ney", str(run), "--sources", "poems"])
     with pytest.raises(SystemExit, match="has no source poems; it has text"):
+        beside.main()
+
+
+def test_a_run_that_skipped_batches_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = script("beside_kneser_ney")
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with open(copy / "log.jsonl", "a") as log:
+        log.write('{"event": "skip", "step": 5, "num_skipped": 1}\n')
+    monkeypatch.setattr(sys, "argv", ["beside_kneser_ney", str(copy)])
+    with pytest.raises(SystemExit, match="skipped batches or went back"):
         beside.main()
 
 
