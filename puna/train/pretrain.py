@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from puna.attention import causal, document_mask, masked
+from puna.attention import causal_in_blocks, document_mask, masked
 from puna.config import ModelConfig
 from puna.data.loader import Loader, batch_history
 from puna.data.prefetch import Prefetched
@@ -151,7 +151,7 @@ class Pretrain:
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
         tokens, targets, mask = self.windows(batch)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        attend = causal if mask is None else masked(mask)
+        attend = causal_in_blocks if mask is None else masked(mask)
         hidden = model(tokens, positions, attend)
         if self.loss_chunk:
             head = network.tok_embeddings if network.output is None else network.output
