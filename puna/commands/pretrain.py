@@ -14,6 +14,7 @@ from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, training_bar
 from puna.commands.ranks import by_the_first, check_started, is_first, said_once
 from puna.config import PRESETS, preset
+from puna.parallel.layout import SCHEDULES
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
               "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
+              show_default=True, help="In what order a pipeline takes the pieces of a batch; "
+              "interleaved: two stages a process.")  # fmt: skip
 @click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
@@ -82,6 +86,7 @@ def pretrain(
     eval_every: int,
     checkpoint_every: int,
     parallel: str,
+    schedule: str,
     recompute: str,
     loss_chunk: int,
     separator: str | None,
@@ -134,12 +139,15 @@ def pretrain(
                 float8=float8,
                 device=device,
                 parallel=parallel,
+                schedule=schedule,
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
-            piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
+            piece = micro_batch_size or usual_micro_batch(
+                Layout.parse(parallel), batch_size, schedule
+            )
             shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
             texts = () if shards else texts
             config = PretrainConfig(

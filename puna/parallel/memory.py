@@ -65,14 +65,14 @@ def count_memory(
         place = take_place(layout, "cpu")
         part = cut_part(config, place, options)
         with FakeTensorMode(allow_non_fake_inputs=True), _Watch() as watch:
-            part.to_empty(device="cpu")
-            weights = list(part.parameters())
+            part.to_empty("cpu")
+            weights = list(part.network.parameters())
             optimizer = make_optimizer(weights)
             ids = torch.zeros(micro_batch_size, config.context_length, dtype=torch.int64)
             # Twice, as pieces are: the second adds to gradients that are there.
             for _ in range(2):
                 tokens, targets, positions, mask = part.windows(ids, ids)
-                loss_sum(part(tokens, positions, mask), part, targets).backward()
+                loss_sum(part.chunks[0](tokens, positions, mask), part, targets).backward()
             gradients = _bytes(weight.grad for weight in weights)
             optimizer.step()
             states = (s for state in optimizer.state.values() for s in state.values())

@@ -68,14 +68,14 @@ class PretrainConfig:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
-        check_model(self.layout, self.model)
+        check_model(self.layout, self.model, self.settings.schedule)
         check_data(self.layout, self.batch_size)
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
+        check_pieces(self.layout, self.batch_size, self.micro_batch_size, self.settings.schedule)
 
     @property
     def layout(self) -> Layout:
@@ -270,7 +270,11 @@ def _several(
 ) -> Trainee:
     settings = config.settings
     options = Options(
-        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+        settings.dtype,
+        settings.recompute,
+        settings.compile,
+        "yes" if settings.float8 else "no",
+        settings.schedule,
     )
     part = take_part(config.model, place, options)
     if resumed:
