@@ -72,7 +72,8 @@ def check_ranks(layout: Layout, num_ranks: int) -> None:
     if layout.num_ranks != num_ranks:
         raise ValueError(
             f"--parallel '{layout}' is for {layout.num_ranks} processes, and there are "
-            f"{num_ranks}; start it by: torchrun --nproc-per-node NUMBER -m puna ..."
+            f"{num_ranks}; start it by: torchrun --nproc-per-node {layout.num_ranks} -m puna ... "
+            "(of several machines, the processes of one)"
         )
 
 

@@ -121,6 +121,15 @@ def alone(case: Case) -> dict[str, Any]:
     return run(Single(network, stage, settings), stage, case["steps"])
 
 
+def as_one_rank(case: Case) -> dict[str, Any]:
+    """By a group of one: with bf16, FSDP rounds what autocast leaves in fp32."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return together(case | Case(layout="")) or {}
+    finally:
+        dist.destroy_process_group()
+
+
 def together(case: Case) -> dict[str, Any] | None:
     """By each rank of the layout; what was found, of the first."""
     layout = Layout.parse(case["layout"])

@@ -21,7 +21,7 @@ from puna.parallel.layout import (
     usual_micro_batch,
 )
 from tests.parallel.conftest import Report
-from tests.parallel.layouts import CLIP, Case, alone, together
+from tests.parallel.layouts import CLIP, Case, alone, as_one_rank, together
 from tests.parallel.pool import Pool
 
 KINDS = ("dp", "fsdp", "tp", "cp", "pp")
@@ -63,19 +63,21 @@ PLAIN: list[Case] = [Case(layout=line) for line in FOURS + PAIRS]
 
 @functools.cache
 def expected(case: str) -> dict[str, Any]:
-    return alone(json.loads(case))
+    known: Case = json.loads(case)
+    return as_one_rank(known) if known["dtype"] == "bf16" else alone(known)
 
 
 def differences(pool: Pool, case: Case, timeout: float) -> Counter[str]:
     """The largest difference from one process: of losses, norms, gradients, the held-out loss."""
     found = pool.run(together, case, timeout=timeout)[0]
     kinds = ("tied", "documents", "uneven", "float8", "dtype", "steps")
-    one = expected(json.dumps({key: case.get(key) for key in kinds}))
+    known: Any = case
+    one = expected(json.dumps({key: known[key] for key in kinds if key in case}))
     assert set(found) == set(one)
     assert len(one["loss"]) == case["steps"] and one["loss"][0] > 4.1
     # Some gradients were clipped, some were not; over fewer tokens they are all larger.
     assert min(one["norm"]) < CLIP * (2 if case.get("uneven") else 1)
-    assert CLIP < max(one["norm"])
+    assert max(one["norm"]) > CLIP
     largest: Counter[str] = Counter()
     for name, value in one.items():
         difference = float(np.max(np.abs(np.subtract(found[name], value))))
