@@ -57,9 +57,10 @@ def count_memory(
 ) -> Memory:
     """What rank `rank` needs for a step of `num_pieces` pieces of `micro_batch_size` windows.
 
-    `loss_sum` makes the loss of hidden states, a part and targets. Two pieces are as many as there
-    are of layouts without a pipeline; in one, all those have buffers. ValueError where the layout
-    does not fit the model, and for an interleaved pipeline.
+    `loss_sum` makes the loss of hidden states, a part and targets. Without a pipeline two pieces
+    are as good as more; in one each has its buffers. Torch remembers tensor groups of the same
+    ranks from one call to the next: count their layouts in a process each. ValueError where the
+    layout does not fit the model, and for an interleaved pipeline.
     """
     check_model(layout, config, options.schedule)
     if layout.pp > 1 and SCHEDULES[options.schedule] > 1:

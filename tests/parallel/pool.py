@@ -60,7 +60,7 @@ class Pool:
                     failure = "ended without a word"
                 if failure:
                     self.close()
-                    raise AssertionError(f"rank {rank}: {failure}")
+                    raise AssertionError(f"rank {rank} {failure}")
         return [results[rank] for rank in range(len(self._ends))]
 
     def close(self) -> None:
@@ -94,4 +94,4 @@ def _serve(connection: Connection, rank: int, size: int, store: Path) -> None:
         try:
             connection.send(("", function(*arguments)))
         except Exception:
-            connection.send((traceback.format_exc(), None))
+            connection.send((f"raised\n{traceback.format_exc()}", None))

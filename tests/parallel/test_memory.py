@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
 
 import pytest
@@ -98,6 +99,8 @@ def test_stages_of_a_pipeline_hold_the_pieces_under_way() -> None:
 )
 def test_the_70b_recipe_fits_gpus_of_80_gb(line: str, rank: int, pieces: int) -> None:
     """1000 windows a step, one a piece."""
-    memory = count(preset("70b"), line, rank=rank, pieces=pieces)
+    with multiprocessing.get_context("spawn").Pool(1) as own:
+        options = {"rank": rank, "pieces": pieces}
+        memory = own.apply(count, (preset("70b"), line), options)
     print(f"\n{line}, rank {rank}: {memory}, working {memory.working}")
     assert memory.peak < 80e9
