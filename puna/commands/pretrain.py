@@ -128,7 +128,6 @@ def pretrain(
             shape = dataclasses.replace(preset(model), vocab_size=len(vocabulary))
             if context_length is not None:
                 shape = dataclasses.replace(shape, context_length=context_length)
-            check_machine(device, float8)
             settings = Settings(
                 steps=steps,
                 learning_rate=learning_rate,
@@ -146,6 +145,7 @@ def pretrain(
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
+            check_machine(settings.device, settings.float8)
             if micro_batch_size is None:
                 layout = Layout.parse(parallel)
                 micro_batch_size = usual_micro_batch(layout, batch_size, schedule)

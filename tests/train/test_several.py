@@ -88,7 +88,7 @@ def test_a_corrupt_shard_is_named_once(tmp_path: Path) -> None:
         ("2", ["--parallel", "fsdp=4"], "'fsdp=4' is for 4 processes, and there are 2"),
         ("2", ["--parallel", "fsdp=2", "--batch-size", "7"], "7 windows does not divide by 2"),
         ("2", ["--parallel", "pp=2"], "this model ties them"),
-        ("1", ["--parallel", "tp=2"], "torchrun --nproc-per-node NUMBER"),
+        ("1", ["--parallel", "tp=2"], "torchrun --nproc-per-node 2 -m"),
         ("1", ["--parallel", "tp:2"], "no kind 'tp:2'"),
         ("1", ["--float8", "--dtype", "fp32"], "float8 is for products that would be in bf16"),
         ("1", ["--float8"], "float8 needs an NVIDIA GPU .* not cpu"),
