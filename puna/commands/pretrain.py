@@ -12,8 +12,9 @@ from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, training_bar
-from puna.commands.ranks import by_the_first, check_started, is_first, said_once
+from puna.commands.ranks import by_the_first, check_started, is_first, said_by_one, said_once
 from puna.config import PRESETS, preset
+from puna.parallel.layout import SCHEDULES
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
               "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
+              show_default=True, help="In what order a pipeline takes the pieces of a batch; "
+              "interleaved: two stages a process.")  # fmt: skip
 @click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
@@ -82,6 +86,7 @@ def pretrain(
     eval_every: int,
     checkpoint_every: int,
     parallel: str,
+    schedule: str,
     recompute: str,
     loss_chunk: int,
     separator: str | None,
@@ -116,7 +121,7 @@ def pretrain(
     if recipe is None:
         from puna.parallel.layout import Layout, usual_micro_batch
         from puna.train.loop import Settings
-        from puna.train.pretrain import PretrainConfig
+        from puna.train.pretrain import PretrainConfig, check_machine
 
         with said_once():
             vocabulary = named_vocabulary(tokenizer)
@@ -134,19 +139,23 @@ def pretrain(
                 float8=float8,
                 device=device,
                 parallel=parallel,
+                schedule=schedule,
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
-            piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
+            check_machine(settings.device, settings.float8)
+            if micro_batch_size is None:
+                layout = Layout.parse(parallel)
+                micro_batch_size = usual_micro_batch(layout, batch_size, schedule)
             shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
             texts = () if shards else texts
             config = PretrainConfig(
                 shape,
                 settings,
                 batch_size,
-                piece,
+                micro_batch_size,
                 seed,
                 held_out,
                 mix=None if mix is None else _weights(mix),
@@ -225,19 +234,15 @@ def _prepare(
 def _train(out: Path, parallel: str | None = None) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
-    from puna.train.loop import DivergedError
     from puna.train.plot import plot_loss
+    from puna.train.pretrain import check_machine, run_config
     from puna.train.pretrain import pretrain as run_pretrain
-    from puna.train.pretrain import run_config
 
     with said_once():
-        steps = run_config(out, parallel).settings.steps
-    try:
-        with training_bar(steps, shown=is_first()) as (start, advance):
-            finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
-    except DivergedError:
-        with said_once():  # of the same loss in all processes
-            raise
+        settings = run_config(out, parallel).settings
+        check_machine(settings.device, settings.float8)
+    with said_by_one(), training_bar(settings.steps, shown=is_first()) as (start, advance):
+        finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
     leave()
     if not is_first():
         return

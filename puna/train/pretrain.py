@@ -32,6 +32,7 @@ from puna.parallel.float8 import check_float8
 from puna.parallel.layout import Layout, check_data, check_model, check_pieces
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
+from puna.parallel.ranks import check_device
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
@@ -68,14 +69,14 @@ class PretrainConfig:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
-        check_model(self.layout, self.model)
+        check_model(self.layout, self.model, self.settings.schedule)
         check_data(self.layout, self.batch_size)
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
+        check_pieces(self.layout, self.batch_size, self.micro_batch_size, self.settings.schedule)
 
     @property
     def layout(self) -> Layout:
@@ -213,6 +214,13 @@ def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
     return dataclasses.replace(config, settings=settings)
 
 
+def check_machine(device: str, float8: bool) -> None:
+    """ValueError where this machine lacks the device, or it what float8 needs."""
+    check_device(device)
+    if float8:
+        check_float8(torch.device(device))
+
+
 def pretrain(
     run: Path,
     *,
@@ -227,10 +235,9 @@ def pretrain(
     """
     config = run_config(run, parallel)
     settings = config.settings
+    check_machine(settings.device, settings.float8)
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
-    if settings.float8:
-        check_float8(place.device if place else torch.device(settings.device))
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
     loader = _loader(run, config, vocabulary, place)
     with contextlib.closing(Prefetched(loader.batch)) as batch:
@@ -270,7 +277,11 @@ def _several(
 ) -> Trainee:
     settings = config.settings
     options = Options(
-        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+        settings.dtype,
+        settings.recompute,
+        settings.compile,
+        "yes" if settings.float8 else "no",
+        settings.schedule,
     )
     part = take_part(config.model, place, options)
     if resumed:
