@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.commands.progress import bar, training_bar
-from puna.commands.ranks import by_the_first, check_started, is_first, said_once
+from puna.commands.ranks import by_the_first, check_started, is_first, said_by_one, said_once
 from puna.commands.recipes import (
     Count,
-    check_device,
     given_options,
     needed_to_train,
     num_pieces,
@@ -24,6 +23,7 @@ from puna.commands.recipes import (
     turns_the_dial,
 )
 from puna.config import PRESETS, preset
+from puna.parallel.layout import SCHEDULES
 from puna.recipes import RECIPES, WITH_SOURCES
 from puna.tokenizer import Vocabulary
 
@@ -74,6 +74,9 @@ _ON_RESUME = {"out", "resume", "parallel", "batch_size", "micro_batch_size"}
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
               "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
+              show_default=True, help="In what order a pipeline takes the pieces of a batch; "
+              "interleaved: two stages a process.")  # fmt: skip
 @click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
@@ -109,6 +112,7 @@ def pretrain(
     eval_every: int,
     checkpoint_every: int,
     parallel: str,
+    schedule: str,
     recompute: str,
     loss_chunk: int,
     separator: str | None,
@@ -177,17 +181,20 @@ def pretrain(
                 float8=float8,
                 device=device,
                 parallel=parallel,
+                schedule=schedule,
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
-            piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
+            if micro_batch_size is None:
+                layout = Layout.parse(parallel)
+                micro_batch_size = usual_micro_batch(layout, batch_size, schedule)
             config = PretrainConfig(
                 shape,
                 settings,
                 batch_size,
-                piece,
+                micro_batch_size,
                 seed,
                 held_out,
                 mix=weights,
@@ -198,10 +205,12 @@ def pretrain(
         if is_first():
             show_plan(config, corpus, vocabulary)
         return
+    from puna.train.pretrain import check_machine
+
     settings = config.settings
     with said_once():
         check_started(settings.parallel)
-        check_device(settings.device)
+        check_machine(settings.device, settings.float8)
     if settings.parallel:
         by_the_first(prepare, settings.device)
     else:
@@ -279,19 +288,15 @@ def _prepare(
 def _train(out: Path, parallel: str | None = None) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
-    from puna.train.loop import DivergedError
     from puna.train.plot import plot_loss
+    from puna.train.pretrain import check_machine, run_config
     from puna.train.pretrain import pretrain as run_pretrain
-    from puna.train.pretrain import run_config
 
     with said_once():
-        steps = run_config(out, parallel).settings.steps
-    try:
-        with training_bar(steps, shown=is_first()) as (start, advance):
-            finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
-    except DivergedError:
-        with said_once():  # of the same loss in all processes
-            raise
+        settings = run_config(out, parallel).settings
+        check_machine(settings.device, settings.float8)
+    with said_by_one(), training_bar(settings.steps, shown=is_first()) as (start, advance):
+        finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
     leave()
     if not is_first():
         return

@@ -66,15 +66,6 @@ def num_pieces(vocabulary: Vocabulary | None) -> int:
     return 32000 if vocabulary is None else len(vocabulary)
 
 
-def check_device(device: str) -> None:
-    """ValueError where the device is a GPU and there is none."""
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch sees no GPU here; give --device cpu to train "
-                         "without one, or --dry-run to look at the run")  # fmt: skip
-
-
 class Count(click.ParamType[float]):
     """A number such as 350M or 1.5B."""
 

@@ -93,7 +93,7 @@ def scaled(model: ModelConfig, tokens: float, *, parallel: str = "") -> Pretrain
         checkpoint_every=min(1000, max(1, steps // 10)),
     )
     at_once = max(1, _TOKENS_AT_ONCE // model.context_length)
-    piece = usual_micro_batch(Layout.parse(parallel), batch_size, at_once)
+    piece = usual_micro_batch(Layout.parse(parallel), batch_size, at_most=at_once)
     return PretrainConfig(model, settings, batch_size, piece, held_out_windows=32)
 
 

@@ -52,7 +52,9 @@ def resolve(
     piece = given.get("micro_batch_size")
     if piece is None:
         layout = Layout.parse(resolved.parallel)
-        piece = usual_micro_batch(layout, batch_size, base.micro_batch_size)
+        piece = usual_micro_batch(
+            layout, batch_size, resolved.schedule, at_most=base.micro_batch_size
+        )
     return dataclasses.replace(
         base, model=model, settings=resolved, micro_batch_size=piece, **fields
     )

@@ -38,6 +38,7 @@ from puna.parallel.layout import (
 )  # fmt: skip
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
+from puna.parallel.ranks import check_device
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
@@ -74,7 +75,7 @@ class PretrainConfig:
         batch_history(self.batch_size)
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
-        check_model(self.layout, self.model)
+        check_model(self.layout, self.model, self.settings.schedule)
         # What was before a change may have been another layout's.
         batch_size = self.last_batch_size
         check_data(self.layout, batch_size)
@@ -83,7 +84,7 @@ class PretrainConfig:
                 f"batch_size {batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_pieces(self.layout, batch_size, self.micro_batch_size)
+        check_pieces(self.layout, batch_size, self.micro_batch_size, self.settings.schedule)
 
     @property
     def batch_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -250,7 +251,12 @@ def with_batch_size(
     if not before or before[-1][1] != batch_size:
         before = (*before, (step, batch_size))
     if micro_batch_size is None:
-        micro_batch_size = usual_micro_batch(config.layout, batch_size, config.micro_batch_size)
+        micro_batch_size = usual_micro_batch(
+            config.layout,
+            batch_size,
+            config.settings.schedule,
+            at_most=config.micro_batch_size,
+        )
     return dataclasses.replace(
         config,
         batch_size=before if len(before) > 1 else batch_size,
@@ -275,6 +281,13 @@ def change_batch_size(
         file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
+def check_machine(device: str, float8: bool) -> None:
+    """ValueError where this machine lacks the device, or it what float8 needs."""
+    check_device(device)
+    if float8:
+        check_float8(torch.device(device))
+
+
 def pretrain(
     run: Path,
     *,
@@ -289,10 +302,9 @@ def pretrain(
     """
     config = run_config(run, parallel)
     settings = config.settings
+    check_machine(settings.device, settings.float8)
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
-    if settings.float8:
-        check_float8(place.device if place else torch.device(settings.device))
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
     loader = _loader(run, config, vocabulary, place)
     with contextlib.closing(Prefetched(loader.batch)) as batch:
@@ -332,7 +344,11 @@ def _several(
 ) -> Trainee:
     settings = config.settings
     options = Options(
-        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+        settings.dtype,
+        settings.recompute,
+        settings.compile,
+        "yes" if settings.float8 else "no",
+        settings.schedule,
     )
     part = take_part(config.model, place, options)
     if resumed:
