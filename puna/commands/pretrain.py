@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
-from puna.commands.progress import bar, training_bar
+from puna.commands.progress import bar
 from puna.commands.ranks import by_the_first, check_started, is_first, said_once
+from puna.commands.training import training_bar
 from puna.config import PRESETS, preset
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from puna.train.pretrain import PretrainConfig
+    from puna.train.profile import Window
+
+# What may be said of a run that goes on; the rest is in its config.
+_ON_RESUME = {"out", "resume", "parallel", "tensorboard", "wandb", "profile"}
 
 
 @click.command()
@@ -48,6 +53,12 @@ if TYPE_CHECKING:
 @click.option("--held-out", type=int, default=16, show_default=True,
               help="Windows kept from training, to evaluate on.")  # fmt: skip
 @click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
+@click.option("--statistics-every", type=int, default=0, show_default=True,
+              help="Steps between norms of each layer; 0: none.")  # fmt: skip
+@click.option("--tensorboard", is_flag=True, help="Log to TensorBoard, in the run's folder, too.")
+@click.option("--wandb", is_flag=False, flag_value="puna", metavar="[PROJECT]",
+              help="Log to Weights & Biases too.")  # fmt: skip
+@click.option("--profile", metavar="STEP[:COUNT]", help="Steps to profile.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
               "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
@@ -80,6 +91,10 @@ def pretrain(
     seed: int,
     held_out: int,
     eval_every: int,
+    statistics_every: int,
+    tensorboard: bool,
+    wandb: str | None,
+    profile: str | None,
     checkpoint_every: int,
     parallel: str,
     recompute: str,
@@ -95,14 +110,24 @@ def pretrain(
     The run's folder holds its config, log.jsonl, loss.png and checkpoints, each of which opens as
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses.
     """
+    from puna.train import sinks
+    from puna.train.profile import Window
+
+    asked = {"tensorboard": ""} if tensorboard else {}
+    if wandb is not None:
+        asked["wandb"] = wandb
     with said_once():
+        sinks.chosen(out, asked)
+        window = None if profile is None else Window.parse(profile)
+        if window and not resume and recipe is None:
+            window.check(steps)
         if resume:
             _only_out_is_given()
         if not resume and not texts:
             raise ValueError("no texts to train on; give at least one file")
         check_started(parallel or (_own_layout(out) if resume else ""))
     if resume:
-        _train(out, parallel or None)
+        _train(out, parallel or None, asked, window)
         return
 
     def prepare() -> None:
@@ -137,6 +162,7 @@ def pretrain(
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
+                statistics_every=statistics_every,
                 checkpoint_every=checkpoint_every,
             )
             piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
@@ -157,7 +183,7 @@ def pretrain(
         by_the_first(prepare, device)
     else:
         prepare()
-    _train(out)
+    _train(out, None, asked, window)
 
 
 def _own_layout(run: Path) -> str:
@@ -188,7 +214,7 @@ def _only_out_is_given() -> None:
         for name in context.params
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if ignored := sorted(set(given) - {"out", "resume", "parallel"}):
+    if ignored := sorted(set(given) - _ON_RESUME):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
@@ -222,19 +248,34 @@ def _prepare(
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 
 
-def _train(out: Path, parallel: str | None = None) -> None:
+def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Window | None) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
     from puna.train.loop import DivergedError
-    from puna.train.plot import plot_loss
+    from puna.train.plot import plot_loss, plot_statistics
     from puna.train.pretrain import pretrain as run_pretrain
     from puna.train.pretrain import run_config
+    from puna.train.sinks import opened
 
     with said_once():
         steps = run_config(out, parallel).settings.steps
+        if profile:
+            profile.check(steps)
     try:
-        with training_bar(steps, shown=is_first()) as (start, advance):
-            finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
+        sinks = opened(out, asked if is_first() else {})
+        with training_bar(steps, shown=is_first()) as (start, advance), sinks as (begin, write):
+
+            def on_start(step: int) -> None:
+                start(step)
+                begin(step)
+
+            def on_record(record: dict[str, Any]) -> None:
+                advance(record)
+                write(record)
+
+            finished = run_pretrain(
+                out, parallel=parallel, on_start=on_start, on_record=on_record, profile=profile
+            )
     except DivergedError:
         with said_once():  # of the same loss in all processes
             raise
@@ -242,9 +283,20 @@ def _train(out: Path, parallel: str | None = None) -> None:
     if not is_first():
         return
     plot_loss(out)
+    if picture := plot_statistics(out):
+        click.echo(f"statistics of the layers: {picture}", err=True)
+    if profile:
+        _say_profile(out / "profile", profile)
     newest = checkpoint_path(out, steps_saved(out)[-1])
     if not finished:
         click.echo(f"stopped at {newest.name}; go on with --out {out} --resume", err=True)
         raise click.Abort
     click.echo(f"trained: {newest}; losses in {out / 'log.jsonl'} and {out / 'loss.png'}", err=True)
     click.echo(f"try it: puna complete --model {newest}", err=True)
+
+
+def _say_profile(folder: Path, window: Window) -> None:
+    if found := sorted(folder.glob("*.txt"), key=lambda path: path.stat().st_mtime):
+        click.echo(f"profile: {found[-1]}, and the trace beside it", err=True)
+    else:
+        click.echo(f"no profile: the run was past step {window.last}, or not yet there", err=True)
