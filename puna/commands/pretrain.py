@@ -244,6 +244,9 @@ def _prepare(
 ) -> None:
     from puna.train.pretrain import prepare
 
+    if not texts:
+        prepare(out, config, (), vocabulary)
+        return
     with bar("Tokenizing", total=None) as advance:
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 

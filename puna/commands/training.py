@@ -46,8 +46,10 @@ class Training:
     @property
     def left(self) -> float | None:
         """Seconds to the end at the pace of the last steps, with all that came between them."""
+        if len(self._ends) < 2:
+            return None
         (first, begun), (last, now) = self._ends[0], self._ends[-1]
-        return (now - begun) / (last - first) * (self.total - last) if last > first else None
+        return (now - begun) / (last - first) * (self.total - last)
 
     def due(self) -> bool:
         """Whether a plain line is to be printed of the last record."""
@@ -61,7 +63,7 @@ class Training:
     def figures(self) -> str:
         """Smoothed loss, held-out loss, speed, share of the device's best, memory."""
         if not self._last:
-            return "the first step takes longest"
+            return "the first step"
         parts = [f"loss {self._loss / self._mass:.3f}"]
         if self._held_out is not None:
             parts.append(f"held out {self._held_out:.3f}")

@@ -28,6 +28,7 @@ def plot_loss(run: Path) -> Path:
     """Draws `run`/log.jsonl as `run`/loss.png: the loss of each step, smoothed, and held out by
     source; learning rate; norm of the gradient. Over steps, with tokens above."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     records = [record for record in read_log(run / "log.jsonl") if "loss" in record]
     figure = Figure(figsize=(9, 7.5), layout="constrained")
@@ -42,11 +43,17 @@ def plot_loss(run: Path) -> Path:
     middle.set_ylim(bottom=0)
     norms = [r["grad_norm"] for r in records]
     bottom.plot(steps, norms, color=_LINE, alpha=0.3, linewidth=0.8)
-    bottom.plot(steps, smooth(norms), color=_LINE, linewidth=1.4)
+    bottom.plot(steps, smooth(norms, _weight(norms)), color=_LINE, linewidth=1.4)
     bottom.set_ylabel("gradient norm")
     bottom.set_yscale("log")
+    bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    bottom.minorticks_off()
     bottom.set_xlabel("optimizer step")
     for axes in (top, middle, bottom):
+        if len(records) == 1:
+            for line in axes.get_lines():
+                line.set_marker("o")
         axes.grid(alpha=0.25)
         axes.spines["right"].set_visible(axes is top)
         axes.spines["top"].set_visible(axes is top)
@@ -58,7 +65,7 @@ def plot_loss(run: Path) -> Path:
 def _draw_losses(axes: Any, records: list[Record]) -> None:
     steps = [record["step"] for record in records]
     losses = [record["loss"] for record in records]
-    smoothed = smooth(losses)
+    smoothed = smooth(losses, _weight(losses))
     axes.plot(steps, losses, color=_LINE, alpha=0.25, linewidth=0.8, label="training, each step")
     last = f" {smoothed[-1]:.3f}" if smoothed else ""
     axes.plot(steps, smoothed, color=_LINE, linewidth=1.8, label=f"training, smoothed:{last}")
@@ -77,7 +84,9 @@ def _draw_losses(axes: Any, records: list[Record]) -> None:
         )
     axes.set_ylabel("loss (nats a token)")
     if len(losses) >= 100:  # the fall at the start would press the rest flat
-        shown = smoothed[len(smoothed) // 50 :] + losses[len(losses) // 10 :]
+        shown = smoothed[len(losses) // 20 :] + losses[len(losses) // 10 :]
+        since = steps[len(steps) // 20]
+        shown += [y for points in held_out(records).values() for x, y in points if x >= since]
         low, high = min(shown), max(shown)
         axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     right = axes.secondary_yaxis("right", functions=(np.exp, _safe_log))
@@ -116,11 +125,22 @@ def _tokens_above(axes: Any, records: list[Record]) -> None:
         inside = np.interp(count, tokens, steps)
         return inside + (np.minimum(count, 0) + np.maximum(count - tokens[-1], 0)) / slope
 
-    from matplotlib.ticker import EngFormatter
-
     above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
     above.set_xlabel("tokens")
-    above.xaxis.set_major_formatter(EngFormatter(sep=""))
+    above.xaxis.set_major_formatter(lambda value, _: _amount(value))
+
+
+def _amount(number: float) -> str:
+    """3M, 2.5B, 1T."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:g}{letter}"
+    return f"{number:g}"
+
+
+def _weight(values: list[float]) -> float:
+    """Of the past, in smoothing: that of 20 values, fewer where there are not 400."""
+    return 1 - 1 / max(1, min(20, len(values) / 20))
 
 
 def _safe_log(values: Any) -> Any:
@@ -149,7 +169,7 @@ def plot_statistics(run: Path) -> Path | None:
     steps = [record["step"] for record in records]
     sides = layer_order(records[0]["statistics"]["weight"])
     rows = max(len(names) for names in sides)
-    figure = Figure(figsize=(12, 3 * max(2.2, min(6, 0.17 * rows + 0.8))), layout="constrained")
+    figure = Figure(figsize=(12, 3 * max(2.2, min(4, 0.17 * rows + 0.8))), layout="constrained")
     panels = figure.subplots(3, 2, sharex=True, squeeze=False)
     for line, (measure, title) in zip(panels, _STATISTICS.items(), strict=True):
         for axes, names in zip(line, sides, strict=True):

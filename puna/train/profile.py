@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,8 @@ class Profile:
             if torch.cuda.is_available():
                 kinds.append(ProfilerActivity.CUDA)
             self._profiler = profile(activities=kinds, record_shapes=True)
-            self._profiler.start()
+            with _silent():
+                self._profiler.start()
 
     def end(self) -> None:
         """After a step; the last of the window is followed by writing."""
@@ -67,7 +71,8 @@ class Profile:
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
-        profiler.stop()
+        with _silent():
+            profiler.stop()
         self._folder.mkdir(exist_ok=True)
         name = f"steps-{self._first}-{self._step}"
         profiler.export_chrome_trace(str(self._folder / f"{name}.json.gz"))
@@ -77,3 +82,16 @@ class Profile:
             by = "self_cuda_time_total"
         table = averages.table(sort_by=by, row_limit=_ROWS)
         (self._folder / f"{name}.txt").write_text(table + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the profiler's C++ says of itself on standard error, amid the progress."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
