@@ -51,6 +51,8 @@ def test_time_left_is_of_the_last_steps() -> None:
         clock.now += 60 if step < 150 else 2
         training.add(record(step))
     assert training.left == 800 * 2 and training.time_left() == "0:26:40 left"
+    training.add(record(150))  # went back to a checkpoint
+    assert training.left is None
     training.add(record(1000))
     assert training.time_left() == "done"
 

@@ -258,14 +258,14 @@ def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Wind
     from puna.train.plot import plot_loss, plot_statistics
     from puna.train.pretrain import pretrain as run_pretrain
     from puna.train.pretrain import run_config
-    from puna.train.sinks import opened
+    from puna.train.sinks import chosen, opened
 
     with said_once():
         steps = run_config(out, parallel).settings.steps
         if profile:
             profile.check(steps)
     try:
-        sinks = opened(out, asked if is_first() else {})
+        sinks = opened(out, chosen(out, asked) if is_first() else {})
         with training_bar(steps, shown=is_first()) as (start, advance), sinks as (begin, write):
 
             def on_start(step: int) -> None:

@@ -37,6 +37,8 @@ class Training:
         self._ends.append((step, self._clock()))
 
     def add(self, record: dict[str, Any]) -> None:
+        if record["step"] <= self.step:  # the run went back to a checkpoint
+            self._ends.clear()
         self.step, self._last = record["step"], record
         self._ends.append((self.step, self._clock()))
         self._loss = _WEIGHT * self._loss + (1 - _WEIGHT) * record["loss"]

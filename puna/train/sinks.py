@@ -98,9 +98,9 @@ def chosen(run: Path, asked: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def opened(run: Path, asked: Mapping[str, str]) -> Iterator[tuple[Callable[[int], None], Sink]]:
-    """What to call with the number of steps done before, and then with each record."""
-    kinds = chosen(run, asked)
+def opened(run: Path, kinds: Mapping[str, str]) -> Iterator[tuple[Callable[[int], None], Sink]]:
+    """Those that were `chosen`: what to call with the number of steps done before, and then with
+    each record. Of several processes one has them."""
     sinks: list[Sink] = []
     with contextlib.ExitStack() as stack:
 

@@ -32,12 +32,12 @@ def test_scalars_of_a_record() -> None:
 def test_tensorboard_is_read_back_and_goes_on(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with opened(tmp_path, {"tensorboard": ""}) as (begin, write):
+    with opened(tmp_path, chosen(tmp_path, {"tensorboard": ""})) as (begin, write):
         begin(0)
         for record in RECORDS[:4]:
             write(record)
     # Resumed from a checkpoint of step 2, not asked for again: what came after it comes anew.
-    with opened(tmp_path, {}) as (begin, write):
+    with opened(tmp_path, chosen(tmp_path, {})) as (begin, write):
         begin(2)
         for record in RECORDS[2:]:
             write(record | {"loss": 100.0 + record["step"]})
@@ -55,8 +55,8 @@ def test_wandb_offline_goes_on_with_its_run(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "config.json").write_text('{"batch_size": 4}')
-    for _ in range(2):
-        with opened(tmp_path, {"wandb": "llamas"}) as (begin, write):
+    for asked in ({"wandb": "llamas"}, {}):
+        with opened(tmp_path, chosen(tmp_path, asked)) as (begin, write):
             begin(0)
             write(RECORDS[0])
     saved = json.loads((tmp_path / "wandb.json").read_text())
@@ -92,7 +92,7 @@ def test_a_folder_called_wandb_is_no_package(
 
 
 def test_without_sinks_nothing_is_written(tmp_path: Path) -> None:
-    with opened(tmp_path, {}) as (begin, write):
+    with opened(tmp_path, chosen(tmp_path, {})) as (begin, write):
         begin(0)
         write(RECORDS[0])
     assert not list(tmp_path.iterdir())
