@@ -216,7 +216,7 @@ def main() -> None:
     began = time.perf_counter()
     on_gpu = torch.device(args.device).type == "cuda"
     # Pieces of several sizes come and go beside a state that fills most of the memory.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         config = preset(args.model)
         if args.context_length:
