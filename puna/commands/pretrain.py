@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.progress import bar, training_bar
+from puna.commands.progress import bar
 from puna.commands.ranks import by_the_first, check_started, is_first, said_by_one, said_once
 from puna.commands.recipes import (
     Count,
@@ -22,6 +22,7 @@ from puna.commands.recipes import (
     show_plan,
     turns_the_dial,
 )
+from puna.commands.training import training_bar
 from puna.config import PRESETS, preset
 from puna.parallel.layout import SCHEDULES
 from puna.recipes import RECIPES, WITH_SOURCES
@@ -29,10 +30,13 @@ from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from puna.train.pretrain import PretrainConfig
-
+    from puna.train.profile import Window
 
 # What may be said of a run that goes on; the rest is in its config.
-_ON_RESUME = {"out", "resume", "parallel", "batch_size", "micro_batch_size"}
+_ON_RESUME = {
+    "out", "resume", "parallel", "batch_size", "micro_batch_size",
+    "tensorboard", "wandb", "profile",
+}  # fmt: skip
 
 
 @click.command()
@@ -71,6 +75,12 @@ _ON_RESUME = {"out", "resume", "parallel", "batch_size", "micro_batch_size"}
 @click.option("--held-out", type=int, default=16, show_default=True,
               help="Windows kept from training, to evaluate on.")  # fmt: skip
 @click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
+@click.option("--statistics-every", type=int, default=0, show_default=True,
+              help="Steps between norms of each layer; 0: none.")  # fmt: skip
+@click.option("--tensorboard", is_flag=True, help="Log to TensorBoard, in the run's folder, too.")
+@click.option("--wandb", is_flag=False, flag_value="puna", metavar="[PROJECT]",
+              help="Log to Weights & Biases too.")  # fmt: skip
+@click.option("--profile", metavar="STEP[:COUNT]", help="Steps to profile.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
               "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
@@ -110,6 +120,10 @@ def pretrain(
     seed: int,
     held_out: int,
     eval_every: int,
+    statistics_every: int,
+    tensorboard: bool,
+    wandb: str | None,
+    profile: str | None,
     checkpoint_every: int,
     parallel: str,
     schedule: str,
@@ -127,9 +141,18 @@ def pretrain(
     a model. Ctrl-C saves and stops; --resume goes on to the identical losses, with another
     --parallel, --batch-size or --micro-batch-size if asked.
     """
+    from puna.train import sinks
+    from puna.train.profile import Window
+
     given = given_options()
+    asked = {"tensorboard": ""} if tensorboard else {}
+    if wandb is not None:
+        asked["wandb"] = wandb
     with said_once():
         dialed = turns_the_dial(given)
+        if out is not None:
+            sinks.chosen(out, asked)
+        window = None if profile is None else Window.parse(profile)
         if resume:
             _only_out_is_given()
             check_started(parallel or _own_layout(out))
@@ -138,7 +161,7 @@ def pretrain(
     if resume:
         if {"batch_size", "micro_batch_size"} & set(given):
             _change_batch(out, parallel, given)
-        _train(out, parallel or None)
+        _train(out, parallel or None, asked, window)
         return
 
     def prepare() -> None:
@@ -185,6 +208,7 @@ def pretrain(
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
+                statistics_every=statistics_every,
                 checkpoint_every=checkpoint_every,
             )
             if micro_batch_size is None:
@@ -211,11 +235,13 @@ def pretrain(
     with said_once():
         check_started(settings.parallel)
         check_machine(settings.device, settings.float8)
+        if window:
+            window.check(settings.steps)
     if settings.parallel:
         by_the_first(prepare, settings.device)
     else:
         prepare()
-    _train(out)
+    _train(out, None, asked, window)
 
 
 def _change_batch(out: Path, parallel: str, given: dict[str, Any]) -> None:
@@ -281,29 +307,59 @@ def _prepare(
 ) -> None:
     from puna.train.pretrain import prepare
 
+    if not texts:
+        prepare(out, config, (), vocabulary)
+        return
     with bar("Tokenizing", total=None) as advance:
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 
 
-def _train(out: Path, parallel: str | None = None) -> None:
+def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Window | None) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
-    from puna.train.plot import plot_loss
+    from puna.train.plot import plot_loss, plot_statistics
     from puna.train.pretrain import check_machine, run_config
     from puna.train.pretrain import pretrain as run_pretrain
+    from puna.train.sinks import chosen, opened
 
     with said_once():
         settings = run_config(out, parallel).settings
         check_machine(settings.device, settings.float8)
-    with said_by_one(), training_bar(settings.steps, shown=is_first()) as (start, advance):
-        finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
+        if profile:
+            profile.check(settings.steps)
+    sinks = opened(out, chosen(out, asked) if is_first() else {})
+    bar = training_bar(settings.steps, shown=is_first())
+    with said_by_one(), bar as (start, advance), sinks as (begin, write):
+
+        def on_start(step: int) -> None:
+            start(step)
+            begin(step)
+
+        def on_record(record: dict[str, Any]) -> None:
+            advance(record)
+            write(record)
+
+        finished = run_pretrain(
+            out, parallel=parallel, on_start=on_start, on_record=on_record, profile=profile
+        )
     leave()
     if not is_first():
         return
     plot_loss(out)
+    if picture := plot_statistics(out):
+        click.echo(f"statistics of the layers: {picture}", err=True)
+    if profile:
+        _say_profile(out / "profile", profile)
     newest = checkpoint_path(out, steps_saved(out)[-1])
     if not finished:
         click.echo(f"stopped at {newest.name}; go on with --out {out} --resume", err=True)
         raise click.Abort
     click.echo(f"trained: {newest}; losses in {out / 'log.jsonl'} and {out / 'loss.png'}", err=True)
     click.echo(f"try it: puna complete --model {newest}", err=True)
+
+
+def _say_profile(folder: Path, window: Window) -> None:
+    if found := sorted(folder.glob("*.txt"), key=lambda path: path.stat().st_mtime):
+        click.echo(f"profile: {found[-1]}, and the trace beside it", err=True)
+    else:
+        click.echo(f"no profile: the run was past step {window.last}, or not yet there", err=True)

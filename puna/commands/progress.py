@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -72,39 +72,6 @@ def loading_bar(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         yield replace(checkpoint, tensors={**checkpoint.tensors, **watched})
     finally:
         progress.stop()
-
-
-@contextlib.contextmanager
-def training_bar(
-    total: int, *, shown: bool = True
-) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
-    """A bar over optimizer steps with loss and tokens/s: (begin at a step, one record done)."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    disable = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, disable=disable) as progress:
-        task = progress.add_task("", total=total, loss="-", speed="-")
-
-        def start(step: int) -> None:
-            progress.reset(task, completed=step, loss="-", speed="-")
-
-        def advance(record: dict[str, Any]) -> None:
-            speed = f"{record['tokens_per_second']:,.0f}"
-            progress.update(
-                task, completed=record["step"], loss=f"{record['loss']:.3f}", speed=speed
-            )
-            if not console.is_terminal and (record["step"] == total or record["step"] % 50 == 0):
-                console.print(
-                    f"step {record['step']}/{total}  loss {record['loss']:.4f}  {speed} tokens/s",
-                    highlight=False,
-                )
-
-        yield start, advance
 
 
 @contextlib.contextmanager

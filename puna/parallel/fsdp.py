@@ -48,7 +48,7 @@ def square_norm(parameters: list[nn.Parameter]) -> float:
         if parameter.grad is None:
             continue
         part = local(parameter.grad)
-        square = part.detach().double().square().sum() / _num_copies(parameter)
+        square = part.detach().double().square().sum() / num_copies(parameter)
         total = total.to(square.device) + square
     return total.item()
 
@@ -91,7 +91,7 @@ def _rows(num_rows: int, place: Place) -> int:
     return -(-num_rows // place.mesh["shard"].size())
 
 
-def _num_copies(tensor: Tensor) -> int:
+def num_copies(tensor: Tensor) -> int:
     """How many ranks of its mesh have the same part of a DTensor."""
     if not isinstance(tensor, DTensor):
         return 1

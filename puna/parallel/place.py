@@ -59,6 +59,12 @@ class Place:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def largest(self, value: float) -> float:
+        """The largest of all ranks' values."""
+        most = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most.item()
+
 
 def take_place(layout: Layout, device: str) -> Place:
     """Meets the other processes and forms the groups.

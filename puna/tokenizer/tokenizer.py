@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import sentencepiece
-
 from puna.tokenizer.sentencepiece_model import write_model
 from puna.tokenizer.vocabulary import PieceType, Vocabulary
 
@@ -14,6 +12,8 @@ class Tokenizer:
     """Encodes and decodes with one vocabulary, from whichever file that came."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        import sentencepiece  # here, so that training can be measured where torch is alone
+
         self.vocabulary = vocabulary
         model = write_model(vocabulary)
         try:

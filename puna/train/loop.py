@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState
 from puna.train.interrupts import deferred
+from puna.train.profile import Window
 from puna.train.schedule import cosine
+from puna.train.watch import watching
 
 Record = dict[str, Any]
 
@@ -34,7 +35,8 @@ class Settings:
     and optimizer stay fp32. `parallel` is the layout of several processes (`parallel.layout`), ""
     for one, `schedule` that of a pipeline in it; `recompute` is what the backward pass computes
     anew (`parallel.recompute`); `loss_chunk` of how many tokens there are logits at once, 0: of a
-    whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end.
+    whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end, a
+    `statistics_every` of 0 never.
     """
 
     steps: int
@@ -55,6 +57,7 @@ class Settings:
     recompute: str = "none"
     loss_chunk: int = 0
     eval_every: int = 0
+    statistics_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
 
@@ -67,8 +70,9 @@ class Settings:
             raise ValueError(f"schedule is {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.float8 and self.dtype != "bf16":
             raise ValueError(f"float8 is for products that would be in bf16, not {self.dtype}")
-        if self.loss_chunk < 0:
-            raise ValueError(f"loss_chunk must be 0 or more, not {self.loss_chunk}")
+        for name in ("loss_chunk", "eval_every", "statistics_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         Layout.parse(self.parallel)
         for name in (
             "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
@@ -115,6 +119,24 @@ class Trainee(Protocol):
     @property
     def leads(self) -> bool:
         """Whether this process keeps the log; one does."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes train together."""
+        ...
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of values over all ranks."""
+        ...
+
+    def largest(self, value: float) -> float:
+        """The largest value of any rank."""
         ...
 
     def count(self, num_tokens: int) -> int:
@@ -179,13 +201,15 @@ def train(
     *,
     resume: tuple[Checkpoint, RunState] | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
+    profile: Window | None = None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
     `resume` is the checkpoint (`checkpoints.newest`) that the weights were loaded from, to go on
-    from. Of several processes all call this; the one that leads logs and gives records. Returns
-    False if a signal stopped it early (its state is saved). Raises DivergedError when the loss or
-    the gradient is not finite, before the weights are touched.
+    from. Of several processes all call this; the one that leads logs and gives records, and
+    profiles the steps of `profile` into `run`/profile. Returns False if a signal stopped it early
+    (its state is saved). Raises DivergedError when the loss or the gradient is not finite, before
+    the weights are touched.
     """
     optimizer = make_optimizer(trainee.network, settings)
     state = RunState(step=0, tokens=0)
@@ -194,11 +218,13 @@ def train(
         trainee.load_optimizer(checkpoint, optimizer)
     log_path = run / "log.jsonl" if trainee.leads else None
 
-    with _log(log_path, state.step) as log, deferred() as stop_requested:
+    watched = watching(trainee, optimizer, settings, run, profile)
+    with _log(log_path, state.step) as log, deferred() as stop_requested, watched as watch:
         for step in range(state.step, settings.steps):
-            started = time.perf_counter()
+            watch.begin(step + 1)
             batches = stage.micro_batches(step)
             num_tokens = trainee.count(sum(stage.num_tokens(batch) for batch in batches))
+            watch.lap("data")
             rate = cosine(
                 step,
                 peak=settings.learning_rate,
@@ -212,7 +238,7 @@ def train(
             state = RunState(step + 1, state.tokens + num_tokens)
             record: Record = {"step": state.step, "loss": loss, "learning_rate": rate}
             record |= {"grad_norm": grad_norm, "tokens": state.tokens}
-            record["tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+            record |= watch.end(num_tokens, grad_norm)
             last = state.step == settings.steps
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from puna.model import widened
 def next_token_loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Sum over all tokens of -log p(target), in nats, computed in fp32 at least."""
     return F.cross_entropy(widened(logits_BTV.flatten(0, 1)), targets_BT.flatten(), reduction="sum")
+
+
+def perplexity(loss: float) -> float:
+    """e to a mean loss in nats; infinite where a float cannot hold it."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def chunked_next_token_loss_sum(

@@ -44,7 +44,7 @@ from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
 from puna.train.loop import Record, Settings, Trainee, train
-from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum
+from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum, perplexity
 from puna.train.several import Several
 from puna.train.single import Single
 
@@ -160,7 +160,8 @@ class Pretrain:
         return next_token_loss_sum(next_token_logits(network, hidden), targets)
 
     def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
-        """Mean loss per held-out token, in nats, and of each source where there are several.
+        """Mean loss per held-out token, in nats, and perplexity; of each source where there are
+        several.
 
         Nothing where no windows are held out.
         """
@@ -172,9 +173,14 @@ class Pretrain:
             total[source] = sum(loss(batch).item() for batch in batches) if len(windows) else 0.0
         if not sum(count.values()):
             return {}
-        record: Record = {"held_out_loss": sum(total.values()) / sum(count.values())}
+        mean = sum(total.values()) / sum(count.values())
+        record: Record = {"held_out_loss": mean, "held_out_perplexity": perplexity(mean)}
         if len(total) > 1:
-            record["held_out_loss_by_source"] = {name: total[name] / count[name] for name in total}
+            by_source = {name: total[name] / count[name] for name in total}
+            record["held_out_loss_by_source"] = by_source
+            record["held_out_perplexity_by_source"] = {
+                name: perplexity(loss) for name, loss in by_source.items()
+            }
         return record
 
 

@@ -48,6 +48,20 @@ class Several:
     def leads(self) -> bool:
         return self.place.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        return self.place.device
+
+    @property
+    def num_ranks(self) -> int:
+        return self.place.layout.num_ranks
+
+    def total(self, *values: float) -> list[float]:
+        return self.place.total(*values)
+
+    def largest(self, value: float) -> float:
+        return self.place.largest(value)
+
     def count(self, num_tokens: int) -> int:
         layout = self.place.layout
         (total,) = self.place.total(num_tokens)

@@ -23,6 +23,7 @@ class Single:
     """The plain case of `loop.Trainee`."""
 
     leads = True
+    num_ranks = 1
 
     def __init__(self, network: Llama, stage: Stage, settings: Settings) -> None:
         self.network, self._stage, self._settings = network, stage, settings
@@ -30,6 +31,16 @@ class Single:
             to_float8(network)
         recompute(list(network.layers.values()), settings.recompute)
         self._forward = torch.compile(network) if settings.compile else network
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._settings.device)
+
+    def total(self, *values: float) -> list[float]:
+        return list(values)
+
+    def largest(self, value: float) -> float:
+        return value
 
     def count(self, num_tokens: int) -> int:
         return num_tokens
