@@ -223,8 +223,9 @@ def _prepare(
 
 
 def _train(out: Path, parallel: str | None = None) -> None:
+    from puna.formats.run_folder import checkpoint_path, steps_saved
     from puna.parallel.place import leave
-    from puna.train.checkpoints import checkpoint_path, steps_saved
+    from puna.train.commit import CheckpointError
     from puna.train.loop import DivergedError
     from puna.train.plot import plot_loss
     from puna.train.pretrain import pretrain as run_pretrain
@@ -235,8 +236,8 @@ def _train(out: Path, parallel: str | None = None) -> None:
     try:
         with training_bar(steps, shown=is_first()) as (start, advance):
             finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
-    except DivergedError:
-        with said_once():  # of the same loss in all processes
+    except (DivergedError, CheckpointError):
+        with said_once():  # all processes raise it alike
             raise
     leave()
     if not is_first():

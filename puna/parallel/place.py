@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.parallel.layout import Layout, check_ranks
 from puna.parallel.ranks import meet
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,12 @@ class Place:
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         return sums.tolist()
+
+    def everyone(self, value: _T) -> list[_T]:
+        """Each rank's value, by rank."""
+        found = [value] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
 
 
 def take_place(layout: Layout, device: str) -> Place:

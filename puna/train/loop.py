@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import torch
 from torch import Tensor
 
-from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
+from puna.parallel.fsdp import Box
 from puna.parallel.layout import Layout
 from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
-from puna.train.checkpoints import RunState
+from puna.train.checkpoints import RunState, restore
 from puna.train.interrupts import deferred
 from puna.train.schedule import cosine
 
 Record = dict[str, Any]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,11 @@ class Trainee(Protocol):
         ...
 
     @property
+    def rank(self) -> int:
+        """Which of the processes this is."""
+        ...
+
+    @property
     def leads(self) -> bool:
         """Whether this process keeps the log; one does."""
         ...
@@ -143,12 +150,24 @@ class Trainee(Protocol):
         vocabulary: Vocabulary,
         *,
         keep: int,
+        wait: bool,
     ) -> None:
-        """Writes a checkpoint of the run."""
+        """Begins a checkpoint of the run, and may go on writing it unless it is to `wait`.
+
+        CheckpointError where this one, or the one begun before, could not be written.
+        """
         ...
 
-    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        """Puts the optimizer's state back from a checkpoint."""
+    def settle(self) -> None:
+        """Waits until what is being saved is committed; CheckpointError as `save`."""
+        ...
+
+    def everyone(self, value: _T) -> list[_T]:
+        """Each rank's value, by rank."""
+        ...
+
+    def box(self, weight: Tensor) -> Box:
+        """Which part of a whole weight this process has, where `weight` is what it has."""
         ...
 
 
@@ -175,24 +194,22 @@ def train(
     run: Path,
     vocabulary: Vocabulary,
     *,
-    resume: tuple[Checkpoint, RunState] | None = None,
+    on_start: Callable[[int], None] = lambda step: None,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
-    `resume` is the checkpoint (`checkpoints.newest`) that the weights were loaded from, to go on
-    from. Of several processes all call this; the one that leads logs and gives records. Returns
-    False if a signal stopped it early (its state is saved). Raises DivergedError when the loss or
-    the gradient is not finite, before the weights are touched.
+    It goes on from the newest valid checkpoint of the run, if there is one; `on_start` gets the
+    number of steps done before. Of several processes all call this; the one that leads logs and
+    gives records. Returns False if a signal stopped it early (its state is saved). Raises
+    DivergedError when the loss or the gradient is not finite, before the weights are touched.
     """
     optimizer = make_optimizer(trainee.network, settings)
-    state = RunState(step=0, tokens=0)
-    if resume is not None:
-        checkpoint, state = resume
-        trainee.load_optimizer(checkpoint, optimizer)
+    state = restore(run, trainee, optimizer) or RunState(step=0, tokens=0)
+    on_start(state.step)
     log_path = run / "log.jsonl" if trainee.leads else None
 
-    with _log(log_path, state.step) as log, deferred() as stop_requested:
+    with _log(log_path, state.step) as log, deferred() as stop_requested, _settled(trainee):
         for step in range(state.step, settings.steps):
             started = time.perf_counter()
             batches = stage.micro_batches(step)
@@ -221,7 +238,14 @@ def train(
                 on_record(record)
             stopping = trainee.agreed(stop_requested())
             if last or stopping or state.step % settings.checkpoint_every == 0:
-                trainee.save(run, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
+                trainee.save(
+                    run,
+                    optimizer,
+                    state,
+                    vocabulary,
+                    keep=settings.keep_checkpoints,
+                    wait=last or stopping,
+                )
             if stopping and not last:
                 return False
     return True
@@ -249,6 +273,16 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss, grad_norm
+
+
+@contextlib.contextmanager
+def _settled(trainee: Trainee) -> Iterator[None]:
+    """Waits for what is being saved, however training ends; not where it was broken off at once."""
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            trainee.settle()
 
 
 @contextlib.contextmanager

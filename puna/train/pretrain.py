@@ -23,19 +23,16 @@ from puna.data.prefetch import Prefetched
 from puna.data.shards import open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
-from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
-from puna.formats.network import load_model, read_tensor
+from puna.formats.run_folder import steps_saved
 from puna.heads import next_token_logits
-from puna.model import Llama, drawn, initialize
+from puna.model import Llama, drawn, empty, initialize
 from puna.parallel.float8 import check_float8
 from puna.parallel.layout import Layout, check_data, check_model, check_pieces
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place, take_place
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
-from puna.train import checkpoints
-from puna.train.checkpoints import RunState
 from puna.train.loop import Record, Settings, Trainee, train
 from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum
 from puna.train.several import Several
@@ -213,21 +210,14 @@ def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
     return dataclasses.replace(config, settings=settings)
 
 
-def pretrain(
-    run: Path,
-    *,
-    parallel: str | None = None,
-    on_start: Callable[[int], None] = lambda step: None,
-    **options: Any,
-) -> bool:
+def pretrain(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
     With a layout, each of its processes calls this; `parallel` is another than the run's own.
-    `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
+    Returns False if a signal stopped it early.
     """
     config = run_config(run, parallel)
     settings = config.settings
-    resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
     if settings.float8:
         check_float8(place.device if place else torch.device(settings.device))
@@ -242,19 +232,19 @@ def pretrain(
             config.document_mask,
             settings.loss_chunk,
         )
+        # Weights that a checkpoint replaces need not be drawn.
+        resumed = bool(steps_saved(run))
         if place is None:
             trainee = _single(config, stage, resumed)
         else:
-            trainee = _several(config, place, stage, resumed)
-        on_start(resumed[1].step if resumed else 0)
-        return train(trainee, stage, settings, run, vocabulary, resume=resumed, **options)
+            trainee = _several(config, place, stage, place.everyone(resumed)[0])
+        return train(trainee, stage, settings, run, vocabulary, **options)
 
 
-def _single(
-    config: PretrainConfig, stage: Pretrain, resumed: tuple[Checkpoint, RunState] | None
-) -> Trainee:
+def _single(config: PretrainConfig, stage: Pretrain, resumed: bool) -> Trainee:
     if resumed:
-        model = load_model(resumed[0], device=config.settings.device)
+        model = empty(config.model)
+        model.to_empty(device=config.settings.device)
     else:
         model = Llama(config.model)
         initialize(model, _generator(config))
@@ -262,21 +252,13 @@ def _single(
     return Single(model, stage, config.settings)
 
 
-def _several(
-    config: PretrainConfig,
-    place: Place,
-    stage: Pretrain,
-    resumed: tuple[Checkpoint, RunState] | None,
-) -> Trainee:
+def _several(config: PretrainConfig, place: Place, stage: Pretrain, resumed: bool) -> Trainee:
     settings = config.settings
     options = Options(
         settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
     )
     part = take_part(config.model, place, options)
-    if resumed:
-        saved = resumed[0].tensors
-        part.fill((name, read_tensor(saved[name])) for name in part.names())
-    else:
+    if not resumed:
         part.fill(drawn(config.model, _generator(config)))
     return Several(part, stage, loss_chunk=settings.loss_chunk)
 
