@@ -1,7 +1,8 @@
 """What each rank of the survival tests does: python -m tests.train.survive FOLDER SCENARIOS
 
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which rank this is. A scenario trains the run
-FOLDER/NAME and meets a disaster; what tokens this rank trained on is noted in FOLDER/tokens.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which rank this is, LAUNCH of which start. A
+scenario trains the run FOLDER/NAME and meets a disaster; what tokens this rank trained on is noted
+in FOLDER/tokens.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             if "flip" in scenario:
                 flip(folder / name, scenario["flip"])
         dist.barrier()
-        notes = folder / "tokens" / f"{name}.{os.getppid()}.{number}.{rank}"
+        notes = folder / "tokens" / f"{name}.{os.environ['LAUNCH']}.{number}.{rank}"
         notes.parent.mkdir(exist_ok=True)
         with disaster(scenario, notes):
             try:

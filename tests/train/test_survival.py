@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def start(
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    ranks = []
+    ranks, launch = [], uuid.uuid4().hex
     for rank in range(num_ranks):
         world = {"RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-        world |= {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+        world |= {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "LAUNCH": launch}
         ranks.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.train.survive", folder, json.dumps(scenarios)],
