@@ -232,11 +232,11 @@ def train(
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with torch.no_grad():
                     record |= stage.evaluate(trainee.loss)
+            unlogged = None
             if log is not None:
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+                unlogged = _unlogged(log, record)
                 on_record(record)
-            stopping = trainee.agreed(stop_requested())
+            stopping = trainee.agreed(stop_requested() or unlogged is not None)
             if last or stopping or state.step % settings.checkpoint_every == 0:
                 trainee.save(
                     run,
@@ -245,6 +245,11 @@ def train(
                     vocabulary,
                     keep=settings.keep_checkpoints,
                     wait=last or stopping,
+                )
+            if unlogged is not None:
+                raise ValueError(
+                    f"{log_path} could not be written: {unlogged.strerror}; make room on that "
+                    "disk, then go on with --resume"
                 )
             if stopping and not last:
                 return False
@@ -297,6 +302,16 @@ def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
     temporary.replace(path)
     with open(path, "a") as file:
         yield file
+
+
+def _unlogged(log: TextIO, record: Record) -> OSError | None:
+    """Adds a line to the log; gives the error where the disk does not take it, for all to hear."""
+    try:
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def read_log(path: Path) -> list[Record]:

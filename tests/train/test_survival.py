@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.tokenizer import Vocabulary
 from puna.train.loop import read_log
 from puna.train.pretrain import Pretrain, pretrain
+from tests.samples import story_lines
 from tests.train.runs import losses, new_run, newest, run_config, weights
 
 ROOT = Path(__file__).parents[2]
@@ -235,12 +238,62 @@ def test_any_rank_of_any_layout_is_killed(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of one MiB."""
+    """A filesystem of two MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no small filesystem can be mounted here: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full(broken: Path, small_disk: Path, tmp_path: Path) -> None:
+    """A second checkpoint does not fit; once there is room, the run goes on from the first."""
+    shutil.copytree(broken / "fresh", small_disk / "run")
+    shutil.copytree(broken / "whole", tmp_path / "whole")
+    (tmp_path / "small").symlink_to(small_disk / "run")
+    filler = small_disk / "filler"
+    used = sum(path.stat().st_size for path in checkpoint_path(broken / "whole", 3).iterdir())
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - used * 3 // 2))
+    well(start(tmp_path, [{"run": "small", "fails": True}]))
+    error = (tmp_path / "small.0.error").read_text()
+    assert error == (tmp_path / "small.1.error").read_text()
+    assert "step-00000006 could not be written by rank" in error
+    assert "No space left on device; step-00000003 is whole" in error
+    assert [path.name for path in (small_disk / "run/checkpoints").iterdir()] == ["step-00000003"]
+    filler.unlink()
+    well(start(tmp_path, [{"run": "small"}]))
+    same_records(tmp_path / "small", tmp_path / "whole")
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+@pytest.mark.parametrize(
+    "num_ranks", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+def test_the_command_says_it_in_one_line(tmp_path: Path, num_ranks: int) -> None:
+    """python -m pytest -m slow tests/train/test_survival.py"""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(story_lines(300)), encoding="utf-8")
+    words = ["pretrain", text, "--out", tmp_path / "run", "--context-length", "16", "--steps", "1"]
+    words += ["--batch-size", "2", "--held-out", "2"]
+    program: list[object] = [sys.executable, "-m", "puna"]
+    if num_ranks > 1:
+        program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        program += ["--nproc-per-node", num_ranks, "-m", "puna"]
+        words += ["--parallel", "fsdp=2"]
+    done = subprocess.run(
+        [*map(str, program), *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, timeout=250, preexec_fn=limited,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if "puna: error" in line]
+    assert len(lines) == 1, done.stderr
+    assert f"{tmp_path / 'run/checkpoints/step-00000001'} could not be written" in lines[0]
+    assert "there is no earlier one" in lines[0] and lines[0].endswith("go on with --resume")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 if num_ranks == 1 else "exitcode  : 2" in done.stderr
+    assert not list((tmp_path / "run/checkpoints").iterdir())
