@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from puna.formats import huggingface, sharded
@@ -30,4 +31,6 @@ def read(path: Path) -> Checkpoint:
     """The newest checkpoint that has a manifest, which is written last; its path is the step's."""
     steps = [n for n in steps_saved(path) if (checkpoint_path(path, n) / MANIFEST).is_file()]
     newest = checkpoint_path(path, (steps or steps_saved(path))[-1])
-    return sharded.read(newest) if sharded.detect(newest) else huggingface.read(newest)
+    checkpoint = sharded.read(newest) if sharded.detect(newest) else huggingface.read(newest)
+    note = f"this is {newest.name}, the newest checkpoint of the run"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))

@@ -116,6 +116,7 @@ def test_commands_take_a_checkpoint_or_its_run(
 
     facts = json.loads(command("info", run, "--json"))
     assert (facts["format"], facts["dtype"]) == ("sharded", ["f32"])
+    assert facts["notes"] == ["this is step-00000020, the newest checkpoint of the run"]
     for asked in (run, newest):
         for name, format in (("meta", "meta"), ("hf", "hf"), ("model.gguf", "gguf")):
             destination = tmp_path / asked.name / name
