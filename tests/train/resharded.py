@@ -39,11 +39,16 @@ def whole(name: str, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Te
 
 def make(layout: Layout, dtype: str) -> tuple[Several, torch.optim.Optimizer]:
     part = take_part(CONFIG, take_place(layout, "cpu"), Options(dtype=dtype))
-    with torch.no_grad():
-        for weight in part.parameters():
-            local(weight).zero_()
     stage: Any = None
     return Several(part, stage), make_optimizer(part.network, SETTINGS)
+
+
+@torch.no_grad()
+def forget(trainee: Several, optimizer: torch.optim.Optimizer) -> None:
+    """What is found afterwards was read."""
+    optimizer.state.clear()
+    for weight in trainee.network.parameters():
+        local(weight).zero_()
 
 
 def set_state(trainee: Several, optimizer: torch.optim.Optimizer) -> None:
@@ -97,7 +102,9 @@ def main(folder: Path, layouts: list[str], dtype: str) -> None:
         for run in runs:
             if not run.is_dir():
                 continue
-            trainee, optimizer = make(Layout.parse(line), dtype)
+            # One trainee a layout: each has process groups, whose threads stay.
+            trainee, optimizer = made[line]
+            forget(trainee, optimizer)
             assert restore(run, trainee, optimizer) == RunState(3, 123)
             check_state(trainee, optimizer)
     dist.barrier()
