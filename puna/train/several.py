@@ -90,7 +90,7 @@ class Several:
         loss = 0.0
         if self.place.has_last_stage:
             loss = self._loss_sum(hidden, targets).item()
-        self._sharded.reshard()
+        self._reshard()
         mean = self._over_ranks(loss) / self.place.layout.num_data_ranks
         return torch.tensor(mean, dtype=torch.float64)
 
@@ -114,6 +114,7 @@ class Several:
         wait: bool,
     ) -> None:
         """Each rank writes its own shares, behind training unless it is to `wait`."""
+        self._reshard()
         weights = dict(self.network.named_parameters())
         moments = dict(moments_of(self.network, optimizer))
         facts = Facts(run, self.network.config, state, vocabulary, keep)
@@ -129,6 +130,12 @@ class Several:
 
     def box(self, weight: Tensor) -> Box:
         return box_of(weight, self.place)
+
+    def _reshard(self) -> None:
+        """Lets go of gathered weights, which a forward pass of a pipeline leaves in their place."""
+        for module in self.part.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         return self.part.windows(*self._stage.windows(batch.to(self.place.device)))
