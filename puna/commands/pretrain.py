@@ -315,8 +315,8 @@ def _prepare(
 
 
 def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Window | None) -> None:
+    from puna.formats.run_folder import checkpoint_path, steps_saved
     from puna.parallel.place import leave
-    from puna.train.checkpoints import checkpoint_path, steps_saved
     from puna.train.plot import plot_loss, plot_statistics
     from puna.train.pretrain import check_machine, run_config
     from puna.train.pretrain import pretrain as run_pretrain

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from puna.quantize.block_type import Bytes
 
 _NAMES = {ours: theirs for theirs, ours in FLOAT_TYPES.items()}
 # Bytes an element of all that a checkpoint's file may hold.
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
                "U8": 1, "BOOL": 1}  # fmt: skip
 _MAX_DIMS = 8
 _MAX_HEADER = 4_000_000  # bytes; Llama 2 70B's are about 100 kB
@@ -96,15 +96,15 @@ def _entry(value: Any, body: int, size: int, place: int) -> Entry:
         begin, end = value["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise ValueError("its entry is not a dtype, a shape and two data_offsets") from None
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ValueError(f"it is of type {dtype!r}; known are {', '.join(_ITEM_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ValueError(f"it is of type {dtype!r}; known are {', '.join(ITEM_BYTES)}")
     if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
         raise ValueError("its shape or data_offsets are not counts")
     if not 0 < len(shape) <= _MAX_DIMS or not 0 < min(shape) <= max(shape) <= size:
         raise ValueError(f"it has the impossible shape {shape}")
     if end > size - body:
         raise ValueError(f"its data ends at {end} of {size - body} bytes; truncated?")
-    expected = math.prod(shape) * _ITEM_BYTES[dtype]
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
         raise ValueError(f"it has {end - begin} bytes, its shape {shape} needs {expected}")
     return Entry(dtype, shape, body + begin, body + end, place)
@@ -121,8 +121,14 @@ def write_safetensors(
     write_arrays(file, specs, (tensor.read() for tensor in tensors.values()), metadata)
 
 
+class Sink(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: Any, /) -> Any: ...
+
+
 def write_arrays(
-    file: BinaryIO,
+    file: Sink,
     specs: Mapping[str, tuple[str, tuple[int, ...]]],
     arrays: Iterable[Bytes],
     metadata: Mapping[str, str],
@@ -131,7 +137,7 @@ def write_arrays(
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for name, (dtype, shape) in specs.items():
-        end = at + math.prod(shape) * _ITEM_BYTES[dtype]
+        end = at + math.prod(shape) * ITEM_BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()

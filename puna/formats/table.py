@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.formats import ggml, gguf, gptq, gptq_write, huggingface, llama2c, meta
+from puna.formats import (
+    ggml,
+    gguf,
+    gptq,
+    gptq_write,
+    huggingface,
+    llama2c,
+    meta,
+    run_folder,
+    sharded,
+)
 from puna.formats.checkpoint import Checkpoint
 from puna.quantize.mixes import FLOATS
 from puna.quantize.storage import STORAGE
@@ -49,6 +59,13 @@ FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
         Format(
+            name=run_folder.NAME,
+            looks_like="the folder of a training run",
+            detect=run_folder.detect,
+            read=run_folder.read,
+            write=None,
+        ),
+        Format(
             name=gptq.NAME,
             looks_like="a folder with config.json that says quant_method gptq",
             detect=gptq.detect,
@@ -66,6 +83,13 @@ FORMATS: dict[str, Format] = {
             read=huggingface.read,
             write=huggingface.write,
             options=("max_shard_bytes",),
+        ),
+        Format(
+            name=sharded.NAME,
+            looks_like="a checkpoint of several ranks, a folder with checkpoint.json",
+            detect=sharded.detect,
+            read=sharded.read,
+            write=None,
         ),
         Format(
             name=meta.NAME,

@@ -7,12 +7,13 @@ and computed with as bf16, gradients summed in fp32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from puna.parallel.collectives import parts_of_all
 from puna.parallel.place import Place
 
 
@@ -53,29 +54,32 @@ def square_norm(parameters: list[nn.Parameter]) -> float:
     return total.item()
 
 
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a whole tensor: where it begins, and its shape."""
+
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def box_of(weight: Tensor, place: Place) -> Box:
+    """Which part of a whole weight lies here, where `weight` is this rank's DTensor of it."""
+    begin, shape = [0] * weight.ndim, list(weight.shape)
+    dim = _tensor_dim(weight, place)
+    if dim is not None:
+        shape[dim] //= place.layout.tp
+        begin[dim] = place.mesh.get_local_rank("tp") * shape[dim]
+    size = _rows(shape[0], place)
+    start = min(place.mesh.get_local_rank("shard") * size, shape[0])
+    begin[0] += start
+    shape[0] = min(size, shape[0] - start)
+    return Box(tuple(begin), tuple(shape))
+
+
 def share_of(whole: Tensor, like: Tensor, place: Place) -> Tensor:
     """What of a whole weight lies here, where `like` is this rank's DTensor of it."""
-    dim = _tensor_dim(like, place)
-    if dim is not None:
-        whole = whole.chunk(place.layout.tp, dim)[place.mesh.get_local_rank("tp")]
-    size = _rows(whole.shape[0], place)
-    start = min(place.mesh.get_local_rank("shard") * size, whole.shape[0])
-    return whole[start : start + size]
-
-
-def whole_of(share: Tensor, place: Place) -> Tensor:
-    """The inverse of `share_of`, on every rank that has a share; all of them call it."""
-    if not isinstance(share, DTensor):
-        return share
-    dim, part = _tensor_dim(share, place), share.to_local().detach()
-    num_rows = share.shape[0] // (place.layout.tp if dim == 0 else 1)
-    # The last ranks' parts may be shorter.
-    padded = part.new_zeros((_rows(num_rows, place), *part.shape[1:]))
-    padded[: len(part)] = part
-    whole = torch.cat(parts_of_all(padded, place.mesh.get_group("shard")))[:num_rows]
-    if dim is not None:
-        whole = torch.cat(parts_of_all(whole, place.mesh.get_group("tp")), dim)
-    return whole
+    box = box_of(like, place)
+    return whole[tuple(slice(b, b + n) for b, n in zip(box.begin, box.shape, strict=True))]
 
 
 def _tensor_dim(tensor: Tensor, place: Place) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.parallel.layout import Layout, check_ranks
 from puna.parallel.ranks import meet
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class Place:
         most = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return most.item()
+
+    def everyone(self, value: _T) -> list[_T]:
+        """Each rank's value, by rank."""
+        found = [value] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
 
 
 def take_place(layout: Layout, device: str) -> Place:

@@ -1,32 +1,38 @@
-"""A run's checkpoints: Hugging Face folders that also hold the optimizer and the step.
+"""A run's checkpoints: written by one process, found, checked and read back by any number.
 
-`checkpoints/step-00001000/` opens like any model folder. It is written beside its name and renamed
-when whole, so the newest one that exists is complete unless the disk damaged it.
+`checkpoints/step-00001000/` of one process is a Hugging Face folder that also holds the optimizer;
+of several (`sharded_saves.py`) each rank's pieces. Both have a manifest (`formats.manifest`) and
+open like any model, and either is read in any layout.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from puna.config import ModelConfig
 from puna.formats import huggingface
-from puna.formats.checkpoint import Checkpoint
-from puna.formats.files import atomic_directory
-from puna.formats.network import read_tensor, state_tensors, weights_as_checkpoint
-from puna.formats.safetensors_file import read_safetensors, write_safetensors
+from puna.formats.manifest import Manifest, file_facts, first_damage, read_manifest
+from puna.formats.names import HUGGINGFACE
+from puna.formats.network import state_tensors, weights_as_checkpoint
+from puna.formats.pieces import Pieced, find_pieces, put_together
+from puna.formats.run_folder import checkpoint_path, steps_saved
+from puna.formats.safetensors_file import write_safetensors
 from puna.model import Llama
+from puna.parallel.fsdp import Box, local
 from puna.tokenizer import Vocabulary
+from puna.train.commit import CheckpointError, begin, commit, discard, flush_file, unsaved
 
-_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each weight
+_OPTIMIZER = "optimizer"  # what the names of its files begin with
+_DTYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,81 +43,109 @@ class RunState:
     tokens: int
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08}"
+class Restorable(Protocol):
+    """What of `loop.Trainee` is needed to read a checkpoint."""
 
+    @property
+    def network(self) -> Llama: ...
 
-def steps_saved(run: Path) -> list[int]:
-    """Steps that have a checkpoint, oldest first."""
-    return sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????"))
+    @property
+    def rank(self) -> int: ...
+
+    def everyone(self, value: _T) -> list[_T]: ...
+
+    def box(self, weight: Tensor) -> Box: ...
+
+    def settle(self) -> None: ...
 
 
 def save(
     run: Path,
-    config: ModelConfig,
-    weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
     state: RunState,
     vocabulary: Vocabulary,
     *,
     keep: int,
 ) -> None:
-    """Writes a checkpoint and drops all but the newest `keep` up to it.
+    """Writes one process's checkpoint and drops all but the newest `keep` up to it.
 
-    `moments` are the optimizer's, named as `moments_of` does. Later checkpoints are dropped too:
-    they were damaged, or this step would have come after them.
+    CheckpointError where the disk does not take it; what was there before is there then.
     """
     path = checkpoint_path(run, state.step)
-    for unfinished in path.parent.glob(".step-*.partial*"):
-        shutil.rmtree(unfinished)  # what a kill in the middle of a save left behind
-    with atomic_directory(path, overwrite=True) as folder:
-        huggingface.write_into(weights_as_checkpoint(config, weights, path, vocabulary), folder)
-        with open(folder / _OPTIMIZER, "xb") as file:
-            write_safetensors(file, state_tensors(dict(moments)), {})
-        values = {"step": state.step, "tokens": state.tokens}
-        (folder / _STATE).write_text(json.dumps(values) + "\n")
-    saved = steps_saved(run)
-    kept = [step for step in saved if step <= state.step][-keep:]
-    for step in saved:
-        if step not in kept:
-            shutil.rmtree(checkpoint_path(run, step))
+    weights = dict(model.named_parameters())
+    try:
+        folder = begin(path)
+        huggingface.write_into(
+            weights_as_checkpoint(model.config, weights, path, vocabulary), folder
+        )
+        with open(folder / f"{_OPTIMIZER}.safetensors", "xb") as file:
+            write_safetensors(file, state_tensors(dict(moments_of(model, optimizer))), {})
+        files = {}
+        for written in folder.iterdir():
+            flush_file(written)
+            files[written.name] = file_facts(written)
+        commit(path, Manifest(model.config, dataclasses.asdict(state), files), keep=keep)
+    except OSError as error:
+        discard(path)
+        raise unsaved(path, error) from None
+    except BaseException:
+        discard(path)
+        raise
 
 
-def newest(run: Path) -> tuple[Checkpoint, RunState]:
-    """The newest checkpoint of a run that is whole; ValueError if there is none."""
-    failures = []
-    for step in reversed(steps_saved(run)):
-        path = checkpoint_path(run, step)
-        try:
-            checkpoint = huggingface.read(path)
-            saved, _ = read_safetensors(path / _OPTIMIZER)
-            if any(f"{key}.{name}" not in saved for name in checkpoint.tensors for key in _MOMENTS):
-                raise ValueError(f"{path / _OPTIMIZER} lacks the state of some weights")
-            return checkpoint, RunState(**json.loads((path / _STATE).read_text()))
-        except (ValueError, OSError, TypeError) as error:
-            failures.append(str(error))
-    reason = f": {failures[0]}" if failures else ""
-    raise ValueError(f"{run} has no checkpoint to resume from{reason}")
+def restore(run: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> RunState | None:
+    """Loads the newest valid checkpoint into a trainee and its optimizer; where the run stood then.
 
-
-def load_optimizer(
-    checkpoint: Checkpoint,
-    model: Llama,
-    optimizer: torch.optim.Optimizer,
-    share: Callable[[Tensor, Tensor], Tensor] = lambda whole, weight: whole.to(weight.device),
-) -> None:
-    """Puts the saved moments and step counts back, bit for bit.
-
-    `share` makes of a whole moment what belongs to a weight of the model.
+    For a resume and a rollback alike, in any layout. All ranks call it: they wait for what is being
+    saved, share the checking of sizes and checksums and agree on the verdict; each reads only the
+    bytes of its own share. A damaged checkpoint is named on stderr, and the one before is taken.
+    None where the run has no checkpoint; CheckpointError where all are damaged.
     """
-    saved, _ = read_safetensors(checkpoint.path / _OPTIMIZER)
-    for name, weight in model.named_parameters():
-        state: dict[str, Any] = {}
-        for key in _MOMENTS:
-            tensor = read_tensor(saved[f"{key}.{name}"])
-            # AdamW counts steps in a 0-dimensional tensor; fused, it is where the weight is.
-            state[key] = tensor[0].to(weight.device) if key == "step" else share(tensor, weight)
-        optimizer.state[weight] = state
+    trainee.settle()
+    listed = trainee.everyone(steps_saved(run))
+    problems: list[str] = []
+    for step in reversed(listed[0]):
+        path = checkpoint_path(run, step)
+
+        def check(path: Path = path) -> None:
+            verify(path, trainee.rank, len(listed))
+
+        def read(path: Path = path) -> None:
+            _fill(path, trainee, optimizer)
+
+        problem = _first_problem(trainee, check) or _first_problem(trainee, read)
+        if not problem:
+            return run_state(read_manifest(path))
+        problems.append(problem)
+        if trainee.rank == 0:
+            print(f"note: {path.name} is damaged and passed over: {problem}", file=sys.stderr)
+    if problems:
+        raise CheckpointError(f"{run} has no checkpoint to resume from: {problems[0]}")
+    return None
+
+
+def verify(path: Path, rank: int = 0, num_ranks: int = 1) -> RunState:
+    """Holds this rank's share of a checkpoint's files against its manifest; ValueError says what is
+    damaged.
+    """
+    manifest = read_manifest(path)
+    state = run_state(manifest)
+    if path != checkpoint_path(path.parent.parent, state.step):
+        raise ValueError(f"{path} has the manifest of step {state.step}")
+    # The largest are dealt out first, so that ranks have as much to read.
+    names = sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name))
+    if damage := first_damage(path, manifest.files, names[rank::num_ranks]):
+        raise ValueError(damage)
+    return state
+
+
+def run_state(manifest: Manifest) -> RunState:
+    """ValueError where a field is unknown, or missing and without a default."""
+    try:
+        return RunState(**manifest.state)
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's state does not fit this version: {error}") from None
 
 
 def moments_of(model: Llama, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -119,3 +153,58 @@ def moments_of(model: Llama, optimizer: torch.optim.Optimizer) -> Iterator[tuple
     for name, weight in model.named_parameters():
         for key, tensor in optimizer.state[weight].items():
             yield f"{key}.{name}", tensor.reshape(1) if tensor.ndim == 0 else tensor
+
+
+def _first_problem(trainee: Restorable, action: Callable[[], None]) -> str:
+    """What is wrong for the first rank for which something is; "" where nothing is for any."""
+    problem = ""
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    return next(filter(None, trainee.everyone(problem)), "")
+
+
+@torch.no_grad()
+def _fill(path: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's weights, moments and step counts where they belong, bit for bit."""
+    manifest, network = read_manifest(path), trainee.network
+    if manifest.model != network.config:
+        raise ValueError(f"{path} is of a model of another shape than the run's config.json says")
+    saved = saved_tensors(path, manifest)
+    for name, weight in network.named_parameters():
+        box = trainee.box(weight)
+        local(weight).copy_(_read(saved[name], box, weight.dtype))
+        state: dict[str, Any] = {}
+        for key in _MOMENTS:
+            tensor = saved[f"{key}.{name}"]
+            if key == "step":
+                # AdamW counts steps in a 0-dimensional tensor; fused, it is where the weight is.
+                count = _read(tensor, Box((0,), (1,)), torch.float32)
+                state[key] = count[0].to(weight.device)
+            else:
+                state[key] = torch.zeros_like(weight)
+                local(state[key]).copy_(_read(tensor, box, weight.dtype))
+        optimizer.state[weight] = state
+
+
+def saved_tensors(path: Path, manifest: Manifest) -> Mapping[str, Pieced]:
+    """A checkpoint's weights by Meta's names, and moments as `moments_of` names them."""
+    shapes = manifest.model.tensor_shapes()
+    moments = {
+        f"{key}.{name}": (1,) if key == "step" else shape
+        for key in _MOMENTS
+        for name, shape in shapes.items()
+    }
+    files = [path / name for name in sorted(manifest.files) if name.endswith(".safetensors")]
+    found = find_pieces(files, lambda name: HUGGINGFACE.canonical(name) or name)
+    return put_together(found, shapes | moments, path)
+
+
+def _read(tensor: Pieced, box: Box, dtype: torch.dtype) -> Tensor:
+    """A box of a saved tensor; ValueError where it was saved in another precision."""
+    if _DTYPES.get(tensor.dtype) != dtype:
+        raise ValueError(f"{tensor.name} was saved as {tensor.dtype}, and is trained as {dtype}")
+    if 0 in box.shape:
+        return torch.empty(box.shape, dtype=dtype)
+    return torch.from_numpy(tensor.read(box.begin, box.shape)).view(dtype)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import torch
 from torch import Tensor
 
-from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
+from puna.parallel.fsdp import Box
 from puna.parallel.layout import SCHEDULES, Layout
 from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
-from puna.train.checkpoints import RunState
+from puna.train.checkpoints import RunState, restore
 from puna.train.interrupts import deferred
 from puna.train.profile import Window
 from puna.train.schedule import cosine
 from puna.train.watch import watching
 
 Record = dict[str, Any]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,11 @@ class Trainee(Protocol):
         ...
 
     @property
+    def rank(self) -> int:
+        """Which of the processes this is."""
+        ...
+
+    @property
     def leads(self) -> bool:
         """Whether this process keeps the log; one does."""
         ...
@@ -167,12 +174,24 @@ class Trainee(Protocol):
         vocabulary: Vocabulary,
         *,
         keep: int,
+        wait: bool,
     ) -> None:
-        """Writes a checkpoint of the run."""
+        """Begins a checkpoint of the run, and may go on writing it unless it is to `wait`.
+
+        CheckpointError where this one, or the one begun before, could not be written.
+        """
         ...
 
-    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        """Puts the optimizer's state back from a checkpoint."""
+    def settle(self) -> None:
+        """Waits until what is being saved is committed; CheckpointError as `save`."""
+        ...
+
+    def everyone(self, value: _T) -> list[_T]:
+        """Each rank's value, by rank."""
+        ...
+
+    def box(self, weight: Tensor) -> Box:
+        """Which part of a whole weight this process has, where `weight` is what it has."""
         ...
 
 
@@ -199,27 +218,30 @@ def train(
     run: Path,
     vocabulary: Vocabulary,
     *,
-    resume: tuple[Checkpoint, RunState] | None = None,
+    on_start: Callable[[int], None] = lambda step: None,
     on_record: Callable[[Record], None] = lambda record: None,
     profile: Window | None = None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
-    `resume` is the checkpoint (`checkpoints.newest`) that the weights were loaded from, to go on
-    from. Of several processes all call this; the one that leads logs and gives records, and
-    profiles the steps of `profile` into `run`/profile. Returns False if a signal stopped it early
-    (its state is saved). Raises DivergedError when the loss or the gradient is not finite, before
-    the weights are touched.
+    It goes on from the newest valid checkpoint of the run, if there is one; `on_start` gets the
+    number of steps done before. Of several processes all call this; the one that leads logs and
+    gives records, and profiles the steps of `profile` into `run`/profile. Returns False if a signal
+    stopped it early (its state is saved). Raises DivergedError when the loss or the gradient is not
+    finite, before the weights are touched.
     """
     optimizer = make_optimizer(trainee.network, settings)
-    state = RunState(step=0, tokens=0)
-    if resume is not None:
-        checkpoint, state = resume
-        trainee.load_optimizer(checkpoint, optimizer)
+    state = restore(run, trainee, optimizer) or RunState(step=0, tokens=0)
+    on_start(state.step)
     log_path = run / "log.jsonl" if trainee.leads else None
 
     watched = watching(trainee, optimizer, settings, run, profile)
-    with _log(log_path, state.step) as log, deferred() as stop_requested, watched as watch:
+    with (
+        _log(log_path, state.step) as log,
+        deferred() as stop_requested,
+        _settled(trainee),
+        watched as watch,
+    ):
         for step in range(state.step, settings.steps):
             watch.begin(step + 1)
             batches = stage.micro_batches(step)
@@ -243,13 +265,25 @@ def train(
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 with torch.no_grad():
                     record |= stage.evaluate(trainee.loss)
+            unlogged = None
             if log is not None:
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+                unlogged = _unlogged(log, record)
                 on_record(record)
-            stopping = trainee.agreed(stop_requested())
+            stopping = trainee.agreed(stop_requested() or unlogged is not None)
             if last or stopping or state.step % settings.checkpoint_every == 0:
-                trainee.save(run, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
+                trainee.save(
+                    run,
+                    optimizer,
+                    state,
+                    vocabulary,
+                    keep=settings.keep_checkpoints,
+                    wait=last or stopping,
+                )
+            if unlogged is not None:
+                raise ValueError(
+                    f"{log_path} could not be written: {unlogged.strerror}; make room on that "
+                    "disk, then go on with --resume"
+                )
             if stopping and not last:
                 return False
     return True
@@ -280,6 +314,16 @@ def optimizer_step(
 
 
 @contextlib.contextmanager
+def _settled(trainee: Trainee) -> Iterator[None]:
+    """Waits for what is being saved, however training ends; not where it was broken off at once."""
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            trainee.settle()
+
+
+@contextlib.contextmanager
 def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
     """The log, opened to append; what it says of steps after the checkpoint is dropped."""
     if path is None:
@@ -291,6 +335,16 @@ def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
     temporary.replace(path)
     with open(path, "a") as file:
         yield file
+
+
+def _unlogged(log: TextIO, record: Record) -> OSError | None:
+    """Adds a line to the log; gives the error where the disk does not take it, for all to hear."""
+    try:
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def read_log(path: Path) -> list[Record]:

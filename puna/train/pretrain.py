@@ -23,11 +23,10 @@ from puna.data.prefetch import Prefetched
 from puna.data.shards import open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
-from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory, atomic_file
-from puna.formats.network import load_model, read_tensor
+from puna.formats.run_folder import steps_saved
 from puna.heads import next_token_logits
-from puna.model import Llama, drawn, initialize
+from puna.model import Llama, drawn, empty, initialize
 from puna.parallel.float8 import check_float8
 from puna.parallel.layout import (
     Layout,
@@ -41,8 +40,6 @@ from puna.parallel.place import Place, take_place
 from puna.parallel.ranks import check_device
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
-from puna.train import checkpoints
-from puna.train.checkpoints import RunState
 from puna.train.loop import Record, Settings, Trainee, train
 from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum, perplexity
 from puna.train.several import Several
@@ -280,7 +277,7 @@ def change_batch_size(
     """Writes into a run's config that its batch, or the pieces of it, have another size from the
     newest checkpoint on; and another layout, where one is given."""
     config = run_config(run, parallel)
-    step = checkpoints.newest(run)[1].step if checkpoints.steps_saved(run) else 0
+    step = max(steps_saved(run), default=0)
     size = config.last_batch_size if batch_size is None else batch_size
     config = with_batch_size(config, step, size, micro_batch_size)
     with atomic_file(run / _CONFIG, overwrite=True) as file:
@@ -294,22 +291,15 @@ def check_machine(device: str, float8: bool) -> None:
         check_float8(torch.device(device))
 
 
-def pretrain(
-    run: Path,
-    *,
-    parallel: str | None = None,
-    on_start: Callable[[int], None] = lambda step: None,
-    **options: Any,
-) -> bool:
+def pretrain(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
     With a layout, each of its processes calls this; `parallel` is another than the run's own.
-    `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
+    Returns False if a signal stopped it early.
     """
     config = run_config(run, parallel)
     settings = config.settings
     check_machine(settings.device, settings.float8)
-    resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     place = take_place(config.layout, settings.device) if settings.parallel else None
     vocabulary = read_model((run / _TOKENIZER).read_bytes())
     loader = _loader(run, config, vocabulary, place)
@@ -322,19 +312,19 @@ def pretrain(
             config.document_mask,
             settings.loss_chunk,
         )
+        # Weights that a checkpoint replaces need not be drawn.
+        resumed = bool(steps_saved(run))
         if place is None:
             trainee = _single(config, stage, resumed)
         else:
-            trainee = _several(config, place, stage, resumed)
-        on_start(resumed[1].step if resumed else 0)
-        return train(trainee, stage, settings, run, vocabulary, resume=resumed, **options)
+            trainee = _several(config, place, stage, place.everyone(resumed)[0])
+        return train(trainee, stage, settings, run, vocabulary, **options)
 
 
-def _single(
-    config: PretrainConfig, stage: Pretrain, resumed: tuple[Checkpoint, RunState] | None
-) -> Trainee:
+def _single(config: PretrainConfig, stage: Pretrain, resumed: bool) -> Trainee:
     if resumed:
-        model = load_model(resumed[0], device=config.settings.device)
+        model = empty(config.model)
+        model.to_empty(device=config.settings.device)
     else:
         model = Llama(config.model)
         initialize(model, _generator(config))
@@ -342,12 +332,7 @@ def _single(
     return Single(model, stage, config.settings)
 
 
-def _several(
-    config: PretrainConfig,
-    place: Place,
-    stage: Pretrain,
-    resumed: tuple[Checkpoint, RunState] | None,
-) -> Trainee:
+def _several(config: PretrainConfig, place: Place, stage: Pretrain, resumed: bool) -> Trainee:
     settings = config.settings
     options = Options(
         settings.dtype,
@@ -357,10 +342,7 @@ def _several(
         settings.schedule,
     )
     part = take_part(config.model, place, options)
-    if resumed:
-        saved = resumed[0].tensors
-        part.fill((name, read_tensor(saved[name])) for name in part.names())
-    else:
+    if not resumed:
         part.fill(drawn(config.model, _generator(config)))
     return Several(part, stage, loss_chunk=settings.loss_chunk)
 

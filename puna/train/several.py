@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
-from puna.parallel.fsdp import local, share_of, square_norm, whole_of
+from puna.parallel.fsdp import Box, box_of, local, square_norm
 from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
-from puna.train import checkpoints
-from puna.train.checkpoints import RunState
+from puna.train.checkpoints import RunState, moments_of
 from puna.train.loop import Stage
 from puna.train.losses import chunked_next_token_loss_sum
+from puna.train.sharded_saves import Facts, Saves
+
+_T = TypeVar("_T")
 
 
 class Several:
@@ -34,6 +33,7 @@ class Several:
         self.part, self.place, self._stage = part, part.place, stage
         self._loss_chunk = loss_chunk
         self._schedules: dict[tuple[int, ...], Schedule] = {}
+        self._saves = Saves()
         self._num_tokens = 1
 
     @property
@@ -45,8 +45,12 @@ class Several:
         return self.part.network
 
     @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
     def leads(self) -> bool:
-        return self.place.rank == 0
+        return self.rank == 0
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +72,8 @@ class Several:
         return round(total) // (layout.num_ranks // layout.num_data_ranks)
 
     def agreed(self, stop: bool) -> bool:
-        return self.place.total(stop)[0] > 0
+        # A save that failed is told by the one that a stop makes.
+        return self.place.total(stop or self._saves.failed)[0] > 0
 
     def accumulate(self, batches: list[Tensor], num_tokens: int) -> float:
         self._num_tokens = num_tokens
@@ -98,8 +103,7 @@ class Several:
         loss = 0.0
         if self.place.has_last_stage:
             loss = self._loss_sum(hidden, targets).item()
-        for chunk in self._sharded:
-            chunk.reshard()
+        self._reshard()
         mean = self._over_ranks(loss) / self.place.layout.num_data_ranks
         return torch.tensor(mean, dtype=torch.float64)
 
@@ -120,42 +124,32 @@ class Several:
         vocabulary: Vocabulary,
         *,
         keep: int,
+        wait: bool,
     ) -> None:
-        """Gathers everything on the first rank, which writes it."""
-        weights = self.gathered(self.network.named_parameters())
-        moments = self.gathered(checkpoints.moments_of(self.network, optimizer))
-        if self.leads:
-            in_order = {name: weights[name] for name in self.network.config.tensor_shapes()}
-            checkpoints.save(
-                run, self.network.config, in_order, moments, state, vocabulary, keep=keep
-            )
-        dist.barrier()
+        """Each rank writes its own shares, behind training unless it is to `wait`."""
+        self._reshard()
+        weights = dict(self.network.named_parameters())
+        moments = dict(moments_of(self.network, optimizer))
+        facts = Facts(run, self.network.config, state, vocabulary, keep)
+        self._saves.begin(facts, weights | moments)
+        if wait:
+            self._saves.wait()
 
-    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        def share(whole: Tensor, weight: Tensor) -> Tensor:
-            moment = torch.zeros_like(weight)
-            local(moment).copy_(share_of(whole, weight, self.place))
-            return moment
+    def settle(self) -> None:
+        self._saves.wait()
 
-        checkpoints.load_optimizer(checkpoint, self.network, optimizer, share)
+    def everyone(self, value: _T) -> list[_T]:
+        return self.place.everyone(value)
 
-    def gathered(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Whole tensors of all stages, on the first rank's CPU; other ranks get none of them."""
-        kept: dict[str, Tensor] = {}
-        first_of_stage = (
-            self.place.rank % (self.place.layout.num_ranks // self.place.layout.pp) == 0
-        )
-        for name, tensor in tensors:
-            whole = whole_of(tensor, self.place)
-            if first_of_stage:
-                kept[name] = whole.detach().cpu()
-        if self.place.layout.pp == 1:
-            return kept if self.leads else {}
-        group = self.place.mesh.get_group("pp")
-        parts: list[dict[str, Tensor] | None] = [None] * self.place.layout.pp
-        if first_of_stage:
-            dist.gather_object(kept, parts if self.leads else None, group=group, group_dst=0)
-        return {name: x for part in parts if part for name, x in part.items()}
+    def box(self, weight: Tensor) -> Box:
+        return box_of(weight, self.place)
+
+    def _reshard(self) -> None:
+        """Lets go of gathered weights, which a forward pass of a pipeline leaves in their place."""
+        for chunk in self.part.chunks:
+            for module in chunk.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     def _windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         return self.part.windows(*self._stage.windows(batch.to(self.place.device)))

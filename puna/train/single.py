@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
 from puna.parallel.float8 import to_float8
+from puna.parallel.fsdp import Box
 from puna.parallel.recompute import recompute
 from puna.tokenizer import Vocabulary
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
 from puna.train.loop import Settings, Stage
 
+_T = TypeVar("_T")
+
 
 class Single:
     """The plain case of `loop.Trainee`."""
 
-    leads = True
-    num_ranks = 1
+    leads, rank, num_ranks = True, 0, 1
 
     def __init__(self, network: Llama, stage: Stage, settings: Settings) -> None:
         self.network, self._stage, self._settings = network, stage, settings
@@ -72,13 +73,18 @@ class Single:
         vocabulary: Vocabulary,
         *,
         keep: int,
+        wait: bool,
     ) -> None:
-        weights = dict(self.network.named_parameters())
-        moments = dict(checkpoints.moments_of(self.network, optimizer))
-        checkpoints.save(run, self.network.config, weights, moments, state, vocabulary, keep=keep)
+        checkpoints.save(run, self.network, optimizer, state, vocabulary, keep=keep)
 
-    def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        checkpoints.load_optimizer(checkpoint, self.network, optimizer)
+    def settle(self) -> None:
+        """A save is committed when it returns."""
+
+    def everyone(self, value: _T) -> list[_T]:
+        return [value]
+
+    def box(self, weight: Tensor) -> Box:
+        return Box((0,) * weight.ndim, tuple(weight.shape))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._settings.dtype == "fp32":

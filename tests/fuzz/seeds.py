@@ -15,7 +15,7 @@ from puna.formats.names import GGUF, HUGGINGFACE
 from puna.formats.pickled import write_pickled
 from puna.quantize.storage import STORAGE
 from puna.tokenizer.llama2c import write_bin
-from tests.formats import test_llama2c
+from tests.formats import test_llama2c, test_sharded
 from tests.formats.conftest import make_checkpoint, make_vocabulary
 
 _K_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
@@ -113,6 +113,10 @@ def _gptq(act_order: bool) -> Callable[[Path], Path]:
     return build
 
 
+def _sharded(folder: Path) -> Path:
+    return test_sharded.write_sharded(folder / "model", make_checkpoint(num_layers=1))
+
+
 # Builders: each fills an empty folder and gives the path that opens.
 SEEDS: dict[str, Callable[[Path], Path]] = {
     "gguf": _gguf,
@@ -126,6 +130,7 @@ SEEDS: dict[str, Callable[[Path], Path]] = {
     "llama2c-v1": _llama2c(1),
     "llama2c-v2": _llama2c(2),
     "ggml": _ggml,
+    "sharded": _sharded,
 }
 if "gptq" in FORMATS:
     SEEDS |= {"gptq": _gptq(False), "gptq-actorder": _gptq(True)}

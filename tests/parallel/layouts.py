@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from puna.attention import causal, document_mask, masked
 from puna.config import ModelConfig
@@ -80,6 +81,10 @@ class Windows:
         raise NotImplementedError
 
 
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def run(trainee: Any, stage: Windows, steps: int) -> dict[str, Any]:
     """Losses, norms, and all gradients before the first and the last update."""
     optimizer = make_optimizer(trainee.network, SETTINGS)
@@ -91,9 +96,9 @@ def run(trainee: Any, stage: Windows, steps: int) -> dict[str, Any]:
         def clipped(limit: float, step: int = step) -> float:
             norm = clip(limit)
             if step in (0, steps - 1):
-                grads = [(n, w.grad) for n, w in trainee.network.named_parameters()]
-                whole = trainee.gathered(grads) if hasattr(trainee, "gathered") else dict(grads)
-                found.update({f"{step}.{name}": x.numpy() for name, x in whole.items()})
+                grads = {n: whole(w.grad) for n, w in trainee.network.named_parameters()}
+                for stage_grads in trainee.everyone(grads):  # more than one with a pipeline
+                    found.update({f"{step}.{name}": x.numpy() for name, x in stage_grads.items()})
             return norm
 
         trainee.clip = clipped

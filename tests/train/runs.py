@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import torch
 
 from puna.config import ModelConfig
+from puna.formats.manifest import read_manifest
 from puna.tokenizer import Vocabulary
+from puna.train.checkpoints import (
+    RunState,
+    checkpoint_path,
+    saved_tensors,
+    steps_saved,
+    verify,
+)
 from puna.train.loop import Settings, read_log
 from puna.train.pretrain import PretrainConfig, prepare
 from tests.samples import story_lines
@@ -46,10 +55,19 @@ def losses(run: Path) -> dict[int, float]:
     return found
 
 
+def newest(run: Path) -> tuple[Path, RunState]:
+    """The newest checkpoint without damage, as a resume would take it."""
+    for step in reversed(steps_saved(run)):
+        path = checkpoint_path(run, step)
+        with contextlib.suppress(ValueError):
+            return path, verify(path)
+    raise ValueError("there is none")
+
+
 def weights(checkpoint: Path) -> bytes:
-    return b"".join(
-        (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")
-    )
+    """All weights and moments of a checkpoint, however it is cut."""
+    saved = saved_tensors(checkpoint, read_manifest(checkpoint))
+    return b"".join(saved[name].stored().read().tobytes() for name in sorted(saved))
 
 
 def first_batches(model_run: Path, count: int) -> list[torch.Tensor]:

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from puna.attention import causal
+from puna.formats import open_checkpoint
 from puna.formats.network import load_model
 from puna.heads import next_token_logits
 from puna.tokenizer import Tokenizer, Vocabulary
-from puna.train.checkpoints import checkpoint_path, newest, steps_saved
+from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.loop import Record
 from puna.train.pretrain import pretrain
 from tests.samples import AWKWARD, positions_like
-from tests.train.runs import losses, new_run, run_config, weights
+from tests.train.runs import losses, new_run, newest, run_config, weights
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def test_a_checkpoint_loads_in_transformers(finished: Path, tokenizer: Tokenizer
         theirs, report = LlamaForCausalLM.from_pretrained(path, output_loading_info=True)
         their_tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    checkpoint, _ = newest(finished)
+    checkpoint = open_checkpoint(finished)
+    assert checkpoint.path == path and newest(finished)[0] == path
     ours = load_model(checkpoint)
     tokens = torch.tensor([tokenizer.encode("The old llama walked over 12 stones", bos=True)])
     with torch.inference_mode():
@@ -81,14 +83,14 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "emptied", "zeroed", "lost"])
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "config.json", "state.json"]
+    "name", ["model.safetensors", "optimizer.safetensors", "config.json", "checkpoint.json"]
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     run: Path, finished: Path, name: str, how: str
 ) -> None:
     damage(checkpoint_path(run, 12) / name, how)
-    checkpoint, state = newest(run)
-    assert checkpoint.path == checkpoint_path(run, 9)
+    path, state = newest(run)
+    assert path == checkpoint_path(run, 9)
     assert (state.step, state.tokens) == (9, 9 * 64)
     if name == "model.safetensors":
         starts: list[int] = []
@@ -105,20 +107,24 @@ def test_a_checkpoint_without_some_moments_is_damaged(run: Path) -> None:
     assert newest(run)[1].step == 9
 
 
-def test_no_checkpoint_that_is_whole(run: Path, tmp_path: Path) -> None:
+def test_no_checkpoint_that_is_whole(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in steps_saved(run):
         damage(checkpoint_path(run, step) / "model.safetensors", "cut")
-    with pytest.raises(ValueError, match=r"no checkpoint to resume from: .*step-00000012"):
-        newest(run)
-    with pytest.raises(ValueError, match=r"no checkpoint to resume from$"):
-        newest(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from: .*step-00000012/model"):
+        pretrain(run)
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.split()[1] for note in notes] == [f"step-{step:08}" for step in (12, 9, 6)]
+    with pytest.raises(ValueError, match="holds no config"):
+        pretrain(tmp_path / "nothing")
 
 
 def test_a_damaged_checkpoint_does_not_outlive_the_good_one(run: Path) -> None:
     """Falling back, then stopping before the damaged step, must leave what was just saved."""
     config = run / "config.json"
     config.write_text(config.read_text().replace('"keep_checkpoints": 3', '"keep_checkpoints": 1'))
-    damage(checkpoint_path(run, 12) / "state.json", "cut")
+    damage(checkpoint_path(run, 12) / "checkpoint.json", "cut")
 
     def stop(record: Record) -> None:
         os.kill(os.getpid(), signal.SIGINT)

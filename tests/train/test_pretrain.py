@@ -20,19 +20,20 @@ import torch.nn.functional as F
 from puna.attention import causal
 from puna.data.loader import Loader
 from puna.data.shards import ShardWriter, join_shards, open_shards
+from puna.formats import open_checkpoint
 from puna.formats.network import load_model
 from puna.heads import next_token_logits
 from puna.model import Llama, initialize
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import pretrain as stage
-from puna.train.checkpoints import checkpoint_path, newest, steps_saved
+from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.loop import DivergedError, Record, Settings, read_log
 from puna.train.pretrain import PretrainConfig, prepare, pretrain
 from puna.train.pretrain import run_config as read_config
 from puna.train.schedule import cosine
 from tests.samples import story_lines, transformers_twin
-from tests.train.runs import MODEL, first_batches, losses, new_run, run_config, weights
+from tests.train.runs import MODEL, first_batches, losses, new_run, newest, run_config, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +121,7 @@ def test_held_out_loss_is_the_mean_over_held_out_tokens(finished: Path) -> None:
     num_windows = (len(tokens) - 1) // 16
     starts = [16 * index for index in range(num_windows - 3, num_windows)]
     batch = torch.stack([torch.from_numpy(tokens[s : s + 17].astype("int64")) for s in starts])
-    twin = transformers_twin(load_model(newest(finished)[0]))
+    twin = transformers_twin(load_model(open_checkpoint(finished)))
     with torch.inference_mode():
         logits = twin(batch[:, :-1]).logits
     expected = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).item()
@@ -136,7 +137,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(
     assert pretrain(run)
     found, exact = losses(run), losses(finished)
     assert found != exact and found == pytest.approx(exact, abs=0.05)
-    assert set(newest(run)[0].dtype_bytes()) == {"f32"}
+    assert set(open_checkpoint(run).dtype_bytes()) == {"f32"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -253,8 +254,8 @@ def test_divergence_leaves_the_last_checkpoint(
     assert isinstance(DivergedError("x"), ValueError)
     assert seen == list(losses(run)) == [1, 2, 3, 4, 5]
     assert steps_saved(run) == [3]
-    checkpoint, state = newest(run)
-    assert state.step == 3 and checkpoint.path == checkpoint_path(run, 3)
+    path, state = newest(run)
+    assert state.step == 3 and path == checkpoint_path(run, 3)
     monkeypatch.undo()
     assert pretrain(run) and losses(run) == losses(finished)
 
@@ -297,7 +298,7 @@ def test_a_mix_of_shards_is_followed_and_resumed(mixed: Path) -> None:
     by_source = record["held_out_loss_by_source"]
     assert list(by_source) == ["web", "books"] and by_source["web"] != by_source["books"]
     assert record["held_out_loss"] == pytest.approx(sum(by_source.values()) / 2)
-    model, total = load_model(newest(mixed)[0]), 0.0
+    model, total = load_model(open_checkpoint(mixed)), 0.0
     for row in loader.held_out()["books"]:
         total += sum(document_losses(model, torch.from_numpy(row)))
     assert by_source["books"] == pytest.approx(total / 48, abs=1e-5)

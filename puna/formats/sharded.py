@@ -1,0 +1,42 @@
+"""A checkpoint that several ranks of a training run wrote: each its own pieces of every tensor.
+
+checkpoint.json, the manifest; weights-NNNNN.safetensors with pieces under Meta's names, rotary
+pairs half-split; optimizer-NNNNN.safetensors, not read here; tokenizer.model. No pickles.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from puna.formats.checkpoint import Checkpoint, check_tensors
+from puna.formats.manifest import MANIFEST, read_manifest
+from puna.formats.pieces import find_pieces, put_together
+from puna.formats.vocabularies import beside
+
+NAME = "sharded"
+
+
+def weights_name(rank: int) -> str:
+    return f"weights-{rank:05}.safetensors"
+
+
+def detect(path: Path) -> bool:
+    return path.is_dir() and (path / MANIFEST).is_file() and not (path / "config.json").is_file()
+
+
+def read(path: Path) -> Checkpoint:
+    """Opens a folder; FormatError if it is damaged. Checksums are for those who resume."""
+    manifest = read_manifest(path)
+    config = manifest.model
+    files = [path / name for name in sorted(manifest.files) if name.startswith("weights-")]
+    found = find_pieces(files)
+    if config.num_layers > len(found):  # before anything is made for each layer
+        check_tensors(config, {}, path)
+    tensors = put_together(found, config.tensor_shapes(), path)
+    return Checkpoint(
+        format=NAME,
+        path=path,
+        config=config,
+        tensors={name: tensor.stored().lazy() for name, tensor in tensors.items()},
+        load_vocabulary=lambda: beside(path),
+    )
