@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
-from puna.commands.progress import bar, training_bar
+from puna.commands.progress import bar, say_event, training_bar
 from puna.commands.ranks import by_the_first, check_started, is_first, said_once
 from puna.config import PRESETS, preset
 from puna.tokenizer import Vocabulary
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
               help="Tokens whose logits exist at once; 0: all of a piece.")  # fmt: skip
+@click.option("--guard/--no-guard", default=True, show_default=True,
+              help="Skip batches whose loss is no number or a spike, and go back to the last "
+              "checkpoint where they keep coming; else end.")  # fmt: skip
 @click.option("--separator", help="Line that parts documents in a .txt file.")
 @click.option("--mix", help="Weight of each source of a folder of shards: books=0.3,web=0.7.")
 @click.option("--document-mask", is_flag=True, help="Attention stays inside a document.")
@@ -84,6 +87,7 @@ def pretrain(
     parallel: str,
     recompute: str,
     loss_chunk: int,
+    guard: bool,
     separator: str | None,
     mix: str | None,
     document_mask: bool,
@@ -139,6 +143,10 @@ def pretrain(
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
+            if not guard:
+                settings = dataclasses.replace(
+                    settings, spike_deviations=0, max_skips=0, max_rollbacks=0
+                )
             piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
             shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
             texts = () if shards else texts
@@ -225,7 +233,7 @@ def _prepare(
 def _train(out: Path, parallel: str | None = None) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
-    from puna.train.loop import DivergedError
+    from puna.train.guard import DivergedError
     from puna.train.plot import plot_loss
     from puna.train.pretrain import pretrain as run_pretrain
     from puna.train.pretrain import run_config
@@ -234,7 +242,9 @@ def _train(out: Path, parallel: str | None = None) -> None:
         steps = run_config(out, parallel).settings.steps
     try:
         with training_bar(steps, shown=is_first()) as (start, advance):
-            finished = run_pretrain(out, parallel=parallel, on_start=start, on_record=advance)
+            finished = run_pretrain(
+                out, parallel=parallel, on_start=start, on_record=advance, on_event=say_event
+            )
     except DivergedError:
         with said_once():  # of the same loss in all processes
             raise

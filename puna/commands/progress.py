@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -105,6 +106,18 @@ def training_bar(
                 )
 
         yield start, advance
+
+
+def say_event(event: dict[str, Any]) -> None:
+    """A line about a batch that was skipped, or a rollback (`train.log`)."""
+    if event["event"] == "skip":
+        line = f"after step {event['step']}: skipped a batch: {event['reason']}"
+    else:
+        line = (
+            f"went back to step {event['step']}, and on with later data, {event['left_out']} "
+            f"batches left out: {event['reason']}"
+        )
+    click.echo(line, err=True)
 
 
 @contextlib.contextmanager

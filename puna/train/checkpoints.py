@@ -6,6 +6,7 @@ when whole, so the newest one that exists is complete unless the disk damaged it
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -31,10 +32,29 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of each weight
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands: optimizer steps done and tokens trained on."""
+    """Where a run stands: optimizer steps done and tokens trained on.
+
+    `num_skipped` batches were left out besides, and `recent_losses` tell what the next batch's may
+    be (`train.guard`).
+    """
 
     step: int
     tokens: int
+    num_skipped: int = 0
+    recent_losses: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recent_losses", tuple(self.recent_losses))  # JSON has lists
+
+    @property
+    def position(self) -> int:
+        """Of the next batch in the data."""
+        return self.step + self.num_skipped
+
+    def after(self, loss: float, num_tokens: int, *, remember: int) -> RunState:
+        """After one step more, whose loss and the last `remember` in all are remembered."""
+        recent = (*self.recent_losses, loss)[-remember:]
+        return RunState(self.step + 1, self.tokens + num_tokens, self.num_skipped, recent)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -68,8 +88,7 @@ def save(
         huggingface.write_into(weights_as_checkpoint(config, weights, path, vocabulary), folder)
         with open(folder / _OPTIMIZER, "xb") as file:
             write_safetensors(file, state_tensors(dict(moments)), {})
-        values = {"step": state.step, "tokens": state.tokens}
-        (folder / _STATE).write_text(json.dumps(values) + "\n")
+        (folder / _STATE).write_text(json.dumps(dataclasses.asdict(state)) + "\n")
     saved = steps_saved(run)
     kept = [step for step in saved if step <= state.step][-keep:]
     for step in saved:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from puna.model import Llama
 from puna.parallel.layout import Layout
 from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
+from puna.train import log
 from puna.train.checkpoints import RunState
+from puna.train.guard import BadBatchError, objection
 from puna.train.interrupts import deferred
+from puna.train.log import Record
+from puna.train.recovery import Recovery
 from puna.train.schedule import cosine
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class Settings:
     backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
     logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at
     the end.
+
+    A batch is bad whose loss or gradient is not finite, or whose loss is `spike_deviations` robust
+    standard deviations above the median of the last `spike_window` (0: none is a spike). Bad
+    batches are skipped, `max_skips` in a row; the next makes the run go back to the last
+    checkpoint, `max_rollbacks` times to the same one. With both 0 the first bad batch ends the run.
     """
 
     steps: int
@@ -57,6 +64,10 @@ class Settings:
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    spike_window: int = 128
+    spike_deviations: float = 10.0
+    max_skips: int = 5
+    max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
@@ -70,9 +81,13 @@ class Settings:
         Layout.parse(self.parallel)
         for name in (
             "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
+            "spike_window",
         ):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("spike_deviations", "max_skips", "max_rollbacks"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup_steps must be between 0 and {self.steps} steps")
 
@@ -80,8 +95,9 @@ class Settings:
 class Stage(Protocol):
     """What differs between stages."""
 
-    def micro_batches(self, step: int) -> list[Tensor]:
-        """The batch of a step, in pieces that fit the memory; a function of `step` alone."""
+    def micro_batches(self, position: int) -> list[Tensor]:
+        """The batch at a position of the data, in pieces that fit the memory; a function of
+        `position` alone, which is that of a step and of the batches skipped before it."""
         ...
 
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
@@ -97,8 +113,9 @@ class Stage(Protocol):
         """Tokens of a piece that the loss sums over."""
         ...
 
-    def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
-        """Metrics on held-out data, with `loss` as the training step computes it."""
+    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
+        """Metrics on held-out data; `losses` gives the sum of the loss over each of some pieces,
+        as the training step computes it."""
         ...
 
 
@@ -127,8 +144,10 @@ class Trainee(Protocol):
         """Adds up the gradients of the mean loss over `num_tokens`, all ranks'; that loss."""
         ...
 
-    def loss(self, batch: Tensor) -> Tensor:
-        """Sum of the loss over a piece, as the training step computes it."""
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """Sum of the loss over each of some pieces that all ranks have, which share the work."""
         ...
 
     def clip(self, limit: float) -> float:
@@ -147,13 +166,13 @@ class Trainee(Protocol):
         """Writes a checkpoint of the run."""
         ...
 
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Puts the weights back from a checkpoint."""
+        ...
+
     def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         """Puts the optimizer's state back from a checkpoint."""
         ...
-
-
-class DivergedError(ValueError):
-    """The loss is no longer a number; the last good checkpoint is kept."""
 
 
 def make_optimizer(model: Llama, settings: Settings) -> torch.optim.AdamW:
@@ -177,51 +196,90 @@ def train(
     *,
     resume: tuple[Checkpoint, RunState] | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_event: Callable[[Record], None] = lambda event: None,
+    on_phase: Callable[[int, int, str], None] = lambda position, step, phase: None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
     `resume` is the checkpoint (`checkpoints.newest`) that the weights were loaded from, to go on
-    from. Of several processes all call this; the one that leads logs and gives records. Returns
-    False if a signal stopped it early (its state is saved). Raises DivergedError when the loss or
-    the gradient is not finite, before the weights are touched.
+    from. Of several processes all call this; the one that leads logs, and gives records of steps
+    and of events (`train.log`). `on_phase` hears what is begun: where in the data, which step, and
+    a phase of `parallel.watchdog`. Returns False if a signal stopped it early (its state is saved).
+    Raises DivergedError where bad batches keep coming.
     """
     optimizer = make_optimizer(trainee.network, settings)
     state = RunState(step=0, tokens=0)
     if resume is not None:
         checkpoint, state = resume
         trainee.load_optimizer(checkpoint, optimizer)
-    log_path = run / "log.jsonl" if trainee.leads else None
+    judge = functools.partial(
+        objection, window=settings.spike_window, deviations=settings.spike_deviations
+    )
 
-    with _log(log_path, state.step) as log, deferred() as stop_requested:
-        for step in range(state.step, settings.steps):
+    with contextlib.ExitStack() as stack:
+        stop_requested = stack.enter_context(deferred())
+        file = None
+        if trainee.leads:
+            file = stack.enter_context(log.opened(run / "log.jsonl", state.position))
+
+        def tell(record: Record) -> None:
+            if file is not None:
+                log.write(file, record)
+                (on_event if "event" in record else on_record)(record)
+
+        def load(checkpoint: Checkpoint) -> None:
+            trainee.load_weights(checkpoint)
+            trainee.load_optimizer(checkpoint, optimizer)
+
+        recovery = Recovery(
+            run, load, tell, max_skips=settings.max_skips, max_rollbacks=settings.max_rollbacks
+        )
+        while state.step < settings.steps:
             started = time.perf_counter()
-            batches = stage.micro_batches(step)
+            enter = functools.partial(on_phase, state.position, state.step + 1)
+            enter("data")
+            batches = stage.micro_batches(state.position)
+            enter("gradients")
             num_tokens = trainee.count(sum(stage.num_tokens(batch) for batch in batches))
             rate = cosine(
-                step,
+                state.step,
                 peak=settings.learning_rate,
                 warmup=settings.warmup_steps,
                 total=settings.steps,
                 final_fraction=settings.final_fraction,
             )
-            loss, grad_norm = optimizer_step(
-                trainee, optimizer, batches, num_tokens, rate=rate, grad_clip=settings.grad_clip
-            )
-            state = RunState(step + 1, state.tokens + num_tokens)
+            try:
+                loss, grad_norm = optimizer_step(
+                    trainee,
+                    optimizer,
+                    batches,
+                    num_tokens,
+                    rate=rate,
+                    grad_clip=settings.grad_clip,
+                    objection=functools.partial(judge, recent=state.recent_losses),
+                )
+            except BadBatchError as bad:
+                enter("rollback")
+                state = recovery.after(bad, state)
+                continue
+            recovery.applied()
+            state = state.after(loss, num_tokens, remember=settings.spike_window)
             record: Record = {"step": state.step, "loss": loss, "learning_rate": rate}
             record |= {"grad_norm": grad_norm, "tokens": state.tokens}
             record["tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+            if state.num_skipped:
+                record["num_skipped"] = state.num_skipped
             last = state.step == settings.steps
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
+                evaluated = functools.partial(enter, "evaluation")
                 with torch.no_grad():
-                    record |= stage.evaluate(trainee.loss)
-            if log is not None:
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                on_record(record)
+                    record |= stage.evaluate(functools.partial(trainee.losses, on_batch=evaluated))
+            tell(record)
             stopping = trainee.agreed(stop_requested())
             if last or stopping or state.step % settings.checkpoint_every == 0:
+                enter("checkpoint")
                 trainee.save(run, optimizer, state, vocabulary, keep=settings.keep_checkpoints)
+                recovery.saved()
             if stopping and not last:
                 return False
     return True
@@ -235,44 +293,20 @@ def optimizer_step(
     *,
     rate: float,
     grad_clip: float,
+    objection: Callable[[float, float], str | None] = lambda loss, grad_norm: None,
 ) -> tuple[float, float]:
-    """One optimizer step; mean loss per token and gradient norm before clipping."""
+    """One optimizer step; mean loss per token and gradient norm before clipping.
+
+    Raises BadBatchError where there is an `objection`, before the weights are touched.
+    """
     loss = trainee.accumulate(batches, num_tokens)
     grad_norm = trainee.clip(grad_clip)
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise DivergedError(
-            f"training diverged: loss {loss}, gradient norm {grad_norm}; the last checkpoint is "
-            "kept. Lower settings.learning_rate in the run's config.json and resume, or begin anew"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    reason = objection(loss, grad_norm)
+    if reason is None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if reason is not None:
+        raise BadBatchError(reason, loss, grad_norm)
     return loss, grad_norm
-
-
-@contextlib.contextmanager
-def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
-    """The log, opened to append; what it says of steps after the checkpoint is dropped."""
-    if path is None:
-        yield None
-        return
-    kept = [record for record in read_log(path) if record["step"] <= steps_done]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
-    with open(path, "a") as file:
-        yield file
-
-
-def read_log(path: Path) -> list[Record]:
-    """The records of a run's log; a last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from puna.train.loop import read_log
+from puna.train.log import read_log
 
 
 def plot_loss(run: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -36,7 +37,8 @@ from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
-from puna.train.loop import Record, Settings, Trainee, train
+from puna.train.log import Record
+from puna.train.loop import Settings, Trainee, train
 from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum
 from puna.train.several import Several
 from puna.train.single import Single
@@ -113,8 +115,8 @@ class Pretrain:
     document_mask: bool = False
     loss_chunk: int = 0
 
-    def micro_batches(self, step: int) -> list[Tensor]:
-        return list(torch.from_numpy(self.batch(step)).split(self.micro_batch_size))
+    def micro_batches(self, position: int) -> list[Tensor]:
+        return list(torch.from_numpy(self.batch(position)).split(self.micro_batch_size))
 
     def num_tokens(self, batch: Tensor) -> int:
         return batch[:, 1:].numel()
@@ -137,18 +139,23 @@ class Pretrain:
             return chunked_next_token_loss_sum(hidden, head.weight, targets, chunk=self.loss_chunk)
         return next_token_loss_sum(next_token_logits(network, hidden), targets)
 
-    def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
+    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
         """Mean loss per held-out token, in nats, and of each source where there are several.
 
         Nothing where no windows are held out.
         """
-        total: dict[str, float] = {}
-        count: dict[str, int] = {}
-        for source, windows in self.loader.held_out().items():
-            batches = torch.from_numpy(windows).split(self.micro_batch_size)
-            count[source] = sum(self.num_tokens(batch) for batch in batches)
-            total[source] = sum(loss(batch).item() for batch in batches) if len(windows) else 0.0
-        if not sum(count.values()):
+        pieces: list[tuple[str, Tensor]] = [
+            (source, batch)
+            for source, windows in self.loader.held_out().items()
+            if len(windows)
+            for batch in torch.from_numpy(windows).split(self.micro_batch_size)
+        ]
+        total: dict[str, float] = collections.defaultdict(float)
+        count: dict[str, int] = collections.defaultdict(int)
+        for (source, batch), loss in zip(pieces, losses([b for _, b in pieces]), strict=True):
+            total[source] += loss
+            count[source] += self.num_tokens(batch)
+        if not count:
             return {}
         record: Record = {"held_out_loss": sum(total.values()) / sum(count.values())}
         if len(total) > 1:

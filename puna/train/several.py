@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import Schedule1F1B
 
 from puna.formats.checkpoint import Checkpoint
+from puna.formats.network import read_tensor
 from puna.model import Llama
 from puna.parallel.fsdp import local, share_of, square_norm, whole_of
 from puna.parallel.part import Part
@@ -73,8 +74,29 @@ class Several:
         return self._over_ranks(loss)
 
     @torch.no_grad()
-    def loss(self, batch: Tensor) -> Tensor:
-        """Sum of the loss over a piece that all ranks have; no gradients."""
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """Sum of the loss over each piece; every data rank takes its share of them.
+
+        As many forward passes on all ranks, since these gather weights together: where the pieces
+        do not divide, some count for nothing.
+        """
+        if not batches:
+            return []
+        num_ranks = self.place.layout.num_data_ranks
+        sums = [0.0] * len(batches)
+        for first in range(0, len(batches), num_ranks):
+            on_batch()
+            number = first + self.place.data_rank
+            loss = self._forward_loss(batches[min(number, len(batches) - 1)])
+            if number < len(batches):
+                sums[number] = loss / self.place.layout.tp
+        self._sharded.reshard()
+        return self.place.total(*sums)
+
+    def _forward_loss(self, batch: Tensor) -> float:
+        """The sum of the loss over this rank's part of a piece, on the last stage; else 0."""
         tokens, targets, positions, mask = self._windows(batch)
         if self.place.layout.pp > 1:
             hidden = forward_only(
@@ -82,12 +104,9 @@ class Several:
             )
         else:
             hidden = self.part(tokens, positions, mask)
-        loss = 0.0
-        if self.place.has_last_stage:
-            loss = self._loss_sum(hidden, targets).item()
-        self._sharded.reshard()
-        mean = self._over_ranks(loss) / self.place.layout.num_data_ranks
-        return torch.tensor(mean, dtype=torch.float64)
+        if not self.place.has_last_stage:
+            return 0.0
+        return self._loss_sum(hidden, targets).item()
 
     def clip(self, limit: float) -> float:
         parameters = list(self.network.parameters())
@@ -116,6 +135,10 @@ class Several:
                 run, self.network.config, in_order, moments, state, vocabulary, keep=keep
             )
         dist.barrier()
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.tensors
+        self.part.fill((name, read_tensor(saved[name])) for name in self.part.names())
 
     def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         def share(whole: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from puna.formats.checkpoint import Checkpoint
+from puna.formats.network import read_tensor
 from puna.model import Llama
 from puna.parallel.float8 import to_float8
 from puna.parallel.recompute import recompute
@@ -40,12 +42,21 @@ class Single:
     def accumulate(self, batches: list[Tensor], num_tokens: int) -> float:
         loss = 0.0
         for batch in batches:
-            piece = self.loss(batch) / num_tokens
+            piece = self._loss(batch) / num_tokens
             piece.backward()
             loss += piece.item()
         return loss
 
-    def loss(self, batch: Tensor) -> Tensor:
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        sums = []
+        for batch in batches:
+            on_batch()
+            sums.append(self._loss(batch).item())
+        return sums
+
+    def _loss(self, batch: Tensor) -> Tensor:
         with self._autocast():
             on_device = batch.to(self._settings.device)
             return self._stage.loss(self._forward, self.network, on_device)
@@ -65,6 +76,11 @@ class Single:
         weights = dict(self.network.named_parameters())
         moments = dict(checkpoints.moments_of(self.network, optimizer))
         checkpoints.save(run, self.network.config, weights, moments, state, vocabulary, keep=keep)
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        with torch.no_grad():
+            for name, weight in self.network.named_parameters():
+                weight.copy_(read_tensor(checkpoint.tensors[name]))
 
     def load_optimizer(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         checkpoints.load_optimizer(checkpoint, self.network, optimizer)

@@ -10,7 +10,8 @@ import torch
 
 from puna.config import ModelConfig
 from puna.tokenizer import Vocabulary
-from puna.train.loop import Settings, read_log
+from puna.train.log import read_log
+from puna.train.loop import Settings
 from puna.train.pretrain import PretrainConfig, prepare
 from tests.samples import story_lines
 
