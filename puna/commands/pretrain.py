@@ -12,7 +12,14 @@ from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
 from puna.commands.progress import bar, say_event, training_bar
-from puna.commands.ranks import by_the_first, check_started, is_first, said_once
+from puna.commands.ranks import (
+    by_the_first,
+    check_started,
+    is_first,
+    is_restarted,
+    mark_job,
+    said_once,
+)
 from puna.config import PRESETS, preset
 from puna.tokenizer import Vocabulary
 
@@ -50,7 +57,10 @@ if TYPE_CHECKING:
 @click.option("--eval-every", type=int, default=0, show_default=True, help="Steps; 0: at the end.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
-              "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+              "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'; a * takes the rest.")  # fmt: skip
+@click.option("--hang-timeout", type=click.FloatRange(min=0), default=300, show_default=True,
+              help="Seconds a process may stand still before the others name it and end; six times "
+              "as long where it loads, compiles, evaluates or saves. 0: for ever.")  # fmt: skip
 @click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
@@ -85,6 +95,7 @@ def pretrain(
     eval_every: int,
     checkpoint_every: int,
     parallel: str,
+    hang_timeout: float,
     recompute: str,
     loss_chunk: int,
     guard: bool,
@@ -104,18 +115,23 @@ def pretrain(
             _only_out_is_given()
         if not resume and not texts:
             raise ValueError("no texts to train on; give at least one file")
-        check_started(parallel or (_own_layout(out) if resume else ""))
+        line = parallel
+        parallel = check_started(parallel or (_own_layout(out) if resume else ""))
     if resume:
-        _train(out, parallel or None)
+        _train(out, parallel if line else None, hang_timeout)
         return
 
     def prepare() -> None:
+        if is_restarted(out):
+            click.echo(f"started again: going on with {out}", err=True)
+            return
         if out.exists():
             raise ValueError(f"{out} exists already; give --resume to go on with it")
         if recipe is not None:
             _prepare_recipe(out, recipe, texts, parallel)
-            return
-        _prepare(out, config, texts, vocabulary, separator)
+        else:
+            _prepare(out, config, texts, vocabulary, separator)
+        mark_job(out)
 
     if recipe is None:
         from puna.parallel.layout import Layout, usual_micro_batch
@@ -147,7 +163,9 @@ def pretrain(
                 settings = dataclasses.replace(
                     settings, spike_deviations=0, max_skips=0, max_rollbacks=0
                 )
-            piece = micro_batch_size or usual_micro_batch(Layout.parse(parallel), batch_size)
+            piece = micro_batch_size
+            if piece is None or "*" in line:  # what is left may have smaller shares of a batch
+                piece = usual_micro_batch(Layout.parse(parallel), batch_size, at_most=piece)
             shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
             texts = () if shards else texts
             config = PretrainConfig(
@@ -162,10 +180,10 @@ def pretrain(
                 shards=shards,
             )
     if parallel:
-        by_the_first(prepare, device)
+        by_the_first(prepare, device, hang_timeout)
     else:
         prepare()
-    _train(out)
+    _train(out, parallel or None, hang_timeout)
 
 
 def _own_layout(run: Path) -> str:
@@ -196,7 +214,7 @@ def _only_out_is_given() -> None:
         for name in context.params
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if ignored := sorted(set(given) - {"out", "resume", "parallel"}):
+    if ignored := sorted(set(given) - {"out", "resume", "parallel", "hang_timeout"}):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
@@ -230,7 +248,7 @@ def _prepare(
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 
 
-def _train(out: Path, parallel: str | None = None) -> None:
+def _train(out: Path, parallel: str | None, hang_timeout: float) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
     from puna.train.guard import DivergedError
@@ -239,11 +257,24 @@ def _train(out: Path, parallel: str | None = None) -> None:
     from puna.train.pretrain import run_config
 
     with said_once():
-        steps = run_config(out, parallel).settings.steps
+        config = run_config(out, parallel)
+    layout, steps = config.layout, config.settings.steps
+    if layout.num_ranks > 1 and is_first():
+        share = config.batch_size // layout.num_data_ranks
+        click.echo(
+            f"{layout.num_ranks} processes: {layout}; each batch's share is {share} windows, "
+            f"{config.micro_batch_size} at once",
+            err=True,
+        )
     try:
         with training_bar(steps, shown=is_first()) as (start, advance):
             finished = run_pretrain(
-                out, parallel=parallel, on_start=start, on_record=advance, on_event=say_event
+                out,
+                parallel=parallel,
+                hang_timeout=hang_timeout,
+                on_start=start,
+                on_record=advance,
+                on_event=say_event,
             )
     except DivergedError:
         with said_once():  # of the same loss in all processes

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
-from puna.parallel.layout import Layout, check_ranks
+from puna.parallel.layout import Layout, check_ranks, resolved
+
+_JOB = "job.txt"
 
 
 def is_first() -> bool:
@@ -27,23 +31,51 @@ def said_once() -> Iterator[None]:
         end_after_the_first()
 
 
-def check_started(parallel: str) -> None:
-    """ValueError where the layout, "" for one process, does not fit the number of processes."""
+def check_started(parallel: str) -> str:
+    """The layout with its `*` resolved, "" for one process.
+
+    ValueError where it does not fit the number of processes.
+    """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if parallel:
+        parallel = resolved(parallel, num_ranks)
         check_ranks(Layout.parse(parallel), num_ranks)
     elif num_ranks > 1:
         raise ValueError(
             f"there are {num_ranks} processes; say how they share the work, such as --parallel "
             f"'fsdp={num_ranks}'"
         )
+    return parallel
 
 
-def by_the_first(action: Callable[[], None], device: str) -> None:
+def mark_job(run: Path) -> None:
+    """Writes down in a run's folder which of torchrun's jobs began it."""
+    if job := _job():
+        (run / _JOB).write_text(job + "\n")
+
+
+def is_restarted(run: Path) -> bool:
+    """Whether this job began the run: torchrun has started its processes anew since.
+
+    Because one died, or with `--nnodes 1:4` because a machine came. The count of restarts would
+    not tell: it also counts those of a job that was refused another's run.
+    """
+    mark = run / _JOB
+    return bool(_job()) and mark.is_file() and mark.read_text().strip() == _job()
+
+
+def _job() -> str:
+    """What torchrun calls the job that started this process; "" if it did not."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    # Without a name it runs on known machines: the one that started the first process stays.
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
+
+
+def by_the_first(action: Callable[[], None], device: str, hang_timeout: float) -> None:
     """Runs `action` in the first process while the others wait, which end if it fails."""
     from puna.parallel.place import first_alone, meet_to_train
 
-    meet_to_train(device)
+    meet_to_train(device, hang_timeout)
     if not first_alone(action):
         end_after_the_first()
 

@@ -63,6 +63,27 @@ class Layout:
         return " ".join(f"{name}={size}" for name, size in sizes if size > 1) or "fsdp=1"
 
 
+def resolved(line: str, num_ranks: int) -> str:
+    """The line with a number for the kind that is `*`: what the others leave of `num_ranks`.
+
+    ValueError where nothing whole is left, or several are `*`.
+    """
+    words = line.replace(",", " ").split()
+    rest = [word for word in words if word.endswith("=*")]
+    if not rest:
+        return line
+    if len(rest) > 1:
+        raise ValueError(f"--parallel: only one kind can be *, not {' and '.join(rest)}")
+    others = Layout.parse(" ".join(word for word in words if word not in rest)).num_ranks
+    if num_ranks % others or num_ranks < others:
+        raise ValueError(
+            f"--parallel '{line}' is for a multiple of {others} processes, and there are "
+            f"{num_ranks}"
+        )
+    number = str(num_ranks // others)
+    return " ".join(word.replace("*", number) if word in rest else word for word in words)
+
+
 def check_ranks(layout: Layout, num_ranks: int) -> None:
     """ValueError where `num_ranks` processes are not what the layout is for."""
     if layout.num_ranks != num_ranks:
@@ -127,8 +148,9 @@ def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None
         )
 
 
-def usual_micro_batch(layout: Layout, batch_size: int) -> int:
+def usual_micro_batch(layout: Layout, batch_size: int, at_most: int | None = None) -> int:
     """The largest piece of a batch that divides it and keeps every stage of a pipeline at work."""
     share = batch_size // layout.num_data_ranks
     largest = max(1, share // layout.pp)
+    largest = min(largest, at_most or largest)
     return next(size for size in range(largest, 0, -1) if share % size == 0)

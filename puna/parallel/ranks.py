@@ -32,15 +32,16 @@ def join(device: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)
 
 
-def meet(device: str, backend: str) -> torch.device:
+def meet(device: str, backend: str, limit: timedelta | None = None) -> torch.device:
     """Joins the processes that torchrun started, unless it did; this one's own device.
 
+    A collective may take as long as `limit`, by default torch's own.
     Raises ValueError where this process was not started by torchrun, or has no GPU of its own.
     """
     kind = torch.device(device).type
     if not dist.is_initialized():
         try:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=limit)
         except ValueError:
             raise ValueError(
                 "a model shared by several processes needs them; start them by: torchrun "

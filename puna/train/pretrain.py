@@ -30,9 +30,16 @@ from puna.formats.network import load_model, read_tensor
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
 from puna.parallel.float8 import check_float8
-from puna.parallel.layout import Layout, check_data, check_model, check_pieces
+from puna.parallel.layout import (
+    Layout,
+    check_data,
+    check_model,
+    check_pieces,
+    usual_micro_batch,
+)
 from puna.parallel.part import Options, take_part
-from puna.parallel.place import Place, take_place
+from puna.parallel.place import HANG_TIMEOUT, Place, take_place
+from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train import checkpoints
@@ -215,32 +222,47 @@ def run_config(run: Path, parallel: str | None = None) -> PretrainConfig:
 
 
 def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
-    """The same run cut otherwise. ValueError where it does not divide so."""
+    """The same run cut otherwise. ValueError where it does not divide so.
+
+    Where the pieces of a batch do not fit a rank's share of it, they become smaller.
+    """
     settings = dataclasses.replace(config.settings, parallel=parallel)
-    return dataclasses.replace(config, settings=settings)
+    layout = Layout.parse(parallel)
+    check_data(layout, config.batch_size)
+    piece = usual_micro_batch(layout, config.batch_size, at_most=config.micro_batch_size)
+    return dataclasses.replace(config, settings=settings, micro_batch_size=piece)
 
 
 def pretrain(
     run: Path,
     *,
     parallel: str | None = None,
+    hang_timeout: float = HANG_TIMEOUT,
     on_start: Callable[[int], None] = lambda step: None,
     **options: Any,
 ) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
-    With a layout, each of its processes calls this; `parallel` is another than the run's own.
+    With a layout, each of its processes calls this; `parallel` is another than the run's own. Where
+    one of several does not move for `hang_timeout` seconds (0: however long), the others name it
+    and end (`parallel.watchdog`); where one is gone they raise a LostError that names it.
     `on_start` gets the number of steps done before. Returns False if a signal stopped it early.
     """
     config = run_config(run, parallel)
     settings = config.settings
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
-    place = take_place(config.layout, settings.device) if settings.parallel else None
-    if settings.float8:
-        check_float8(place.device if place else torch.device(settings.device))
-    vocabulary = read_model((run / _TOKENIZER).read_bytes())
-    loader = _loader(run, config, vocabulary, place)
-    with contextlib.closing(Prefetched(loader.batch)) as batch:
+    with contextlib.ExitStack() as stack:
+        place = None
+        if settings.parallel:
+            place = take_place(config.layout, settings.device, hang_timeout)
+            if config.layout.num_ranks > 1:
+                watch = watched(place.rank, config.layout.num_ranks, timeout=hang_timeout)
+                options["on_phase"] = stack.enter_context(watch).enter
+        if settings.float8:
+            check_float8(place.device if place else torch.device(settings.device))
+        vocabulary = read_model((run / _TOKENIZER).read_bytes())
+        loader = _loader(run, config, vocabulary, place)
+        batch = stack.enter_context(contextlib.closing(Prefetched(loader.batch)))
         stage = Pretrain(
             loader,
             batch,
