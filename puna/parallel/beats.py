@@ -48,13 +48,12 @@ Beats = Mapping[int, Beat | None]  # of each rank; None: it never told anything
 def standing(beats: Beats, silent: set[int]) -> list[str]:
     """Who keeps the others waiting, and why this is thought; [] where no rank differs.
 
-    Those that never came, or are `silent` by now; else those that are behind; else those that do
-    not wait in a collective while others do.
+    Those that are `silent` by now; else those that are behind; else those that do not wait in a
+    collective while others do.
     """
     here = {rank: beat for rank, beat in beats.items() if beat is not None}
-    absent = [f"rank {rank} has not begun" for rank in beats if rank not in here]
-    if absent or silent & set(here):
-        return absent + _silent(here, silent)
+    if silent or not here:
+        return _silent(beats, silent)
     furthest = max(beat.place for beat in here.values())
     late = {rank: beat for rank, beat in here.items() if beat.place < furthest}
     if not late and any(beat.waits for beat in here.values()):
@@ -70,15 +69,21 @@ def gone(beats: Beats, silent: set[int], dead: set[int]) -> list[str]:
 
     Not those that ended because of others.
     """
-    here = {rank: beat for rank, beat in beats.items() if beat is not None and beat.end != LEFT}
-    failed = [f"rank {n} {b} failed at {b.where}: {b.end}" for n, b in here.items() if b.end]
-    died = [f"rank {n} {b} was killed at {b.where}" for n, b in here.items() if n in dead]
-    return failed or died or _silent(here, silent)
+    there = {rank: beat for rank, beat in beats.items() if beat is None or beat.end != LEFT}
+    failed = [f"rank {n} {b} failed at {b.where}: {b.end}" for n, b in there.items() if b and b.end]
+    died = [
+        f"rank {rank} {beat} was killed; it was last seen at {beat.where}"
+        for rank, beat in there.items()
+        if beat and rank in dead
+    ]
+    return failed or died or _silent(there, silent)
 
 
-def _silent(here: Mapping[int, Beat], silent: set[int]) -> list[str]:
+def _silent(beats: Beats, silent: set[int]) -> list[str]:
     return [
-        f"rank {rank} {beat} does not answer, last seen at {beat.where}"
-        for rank, beat in here.items()
+        f"rank {rank} {beat} does not answer; it was last seen at {beat.where}"
+        if beat
+        else f"rank {rank} has not begun"
+        for rank, beat in beats.items()
         if rank in silent
     ]

@@ -51,7 +51,8 @@ class Watch:
     ) -> None:
         self._store, self._rank, self._num_ranks = store, rank, num_ranks
         self._timeout, self._leave = timeout, leave
-        self._interval = min(5.0, timeout / 20) if timeout else 5.0
+        # torchrun gives 30 seconds to those that ask who is gone.
+        self._interval = min(3.0, timeout / 20) if timeout else 3.0
         self._own = Beat(socket.gethostname(), os.getpid())  # the thread's; `_at` is the caller's
         self._at: dict[str, Any] = {"position": 0, "step": 0, "phase": "start"}
         self._first: int | None = None
@@ -60,6 +61,7 @@ class Watch:
         self._seen: dict[int, tuple[Beat | None, float]] = {}  # and when it last changed
         self._end, self._alarmed = "", False
         self._wake, self._over = threading.Event(), threading.Event()
+        self._tell()
         self._teller = threading.Thread(target=self._beat, name="beats", daemon=True)
         self._teller.start()
         if timeout:
@@ -111,14 +113,16 @@ class Watch:
 
     def _judge(self) -> None:
         while not self._over.wait(self._interval):
-            beats = self._beats()
+            beats, silent = self._beats(), self._silent()
             phases = {self._at["phase"]} | {beat.phase for beat in beats.values() if beat}
-            if self._stood() < self._timeout * max(PHASES[phase] for phase in phases):
+            # Whatever takes long, a rank tells that it is there meanwhile.
+            patience = 1 if silent else max(PHASES[phase] for phase in phases)
+            if self._stood() < self._timeout * patience:
                 continue
             if time.monotonic() - self._answered > _SILENT * self._interval:
                 found = ["the first machine, where the processes met, does not answer"]
             else:
-                found = standing(beats, self._silent())
+                found = standing(beats, silent)
             self._give_up(found or ["no rank is behind the others"])
 
     def _give_up(self, found: list[str]) -> None:
