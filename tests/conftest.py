@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "puna-tests-have-no-mo
 
 import pytest
 import torch
+
+# In a script's background Ctrl-C is ignored, which the programs that tests interrupt would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports Triton: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():

@@ -101,8 +101,12 @@ def build(config: Path, out: Path, workers: int | None, executor: str | None) ->
         beside = config.parent / read.tokenize.tokenizer
         name = str(beside) if beside.is_file() else read.tokenize.tokenizer
         tokenizer = write_model(named_vocabulary(name))
-    with phase_bar(out) as watch:
-        finished = run_build(read, out, tokenizer, watch)
+    try:
+        with phase_bar(out) as watch:
+            finished = run_build(read, out, tokenizer, watch)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        raise
     if not finished:
         click.echo(f"submitted; when it is done: puna data report {out}", err=True)
         return
@@ -113,20 +117,20 @@ def build(config: Path, out: Path, workers: int | None, executor: str | None) ->
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def report(folder: Path, as_json: bool) -> None:
-    """Say what a build did; write report.json, report.md and plots into its FOLDER."""
+    """Say what a build did; write report.html, report.md, report.json and plots into its FOLDER."""
     _check_installed()
     _report(folder, as_json)
 
 
 def _report(folder: Path, as_json: bool) -> None:
-    from puna.data.pipeline.report_markdown import write_report
+    from puna.data.pipeline.report_files import write_report
 
     report = write_report(folder)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
         _print(report)
-        click.echo(f"report: {folder / 'report.md'}", err=True)
+        click.echo(f"report: {folder / 'report.html'}", err=True)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -18,9 +18,11 @@ from puna.commands.ranks import (
     is_first,
     is_restarted,
     mark_job,
+    said_by_one,
     said_once,
 )
 from puna.config import PRESETS, preset
+from puna.parallel.layout import SCHEDULES
 from puna.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
 @click.option("--hang-timeout", type=click.FloatRange(min=0), default=300, show_default=True,
               help="Seconds a process may stand still before the others name it and end; six times "
               "as long where it loads, compiles, evaluates or saves. 0: for ever.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
+              show_default=True, help="In what order a pipeline takes the pieces of a batch; "
+              "interleaved: two stages a process.")  # fmt: skip
 @click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none",
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
@@ -96,6 +101,7 @@ def pretrain(
     checkpoint_every: int,
     parallel: str,
     hang_timeout: float,
+    schedule: str,
     recompute: str,
     loss_chunk: int,
     guard: bool,
@@ -136,7 +142,7 @@ def pretrain(
     if recipe is None:
         from puna.parallel.layout import Layout, usual_micro_batch
         from puna.train.loop import Settings
-        from puna.train.pretrain import PretrainConfig
+        from puna.train.pretrain import PretrainConfig, check_machine
 
         with said_once():
             vocabulary = named_vocabulary(tokenizer)
@@ -154,18 +160,22 @@ def pretrain(
                 float8=float8,
                 device=device,
                 parallel=parallel,
+                schedule=schedule,
                 recompute=recompute,
                 loss_chunk=loss_chunk,
                 eval_every=eval_every,
                 checkpoint_every=checkpoint_every,
             )
+            check_machine(settings.device, settings.float8)
             if not guard:
                 settings = dataclasses.replace(
                     settings, spike_deviations=0, max_skips=0, max_rollbacks=0
                 )
             piece = micro_batch_size
             if piece is None or "*" in line:  # what is left may have smaller shares of a batch
-                piece = usual_micro_batch(Layout.parse(parallel), batch_size, at_most=piece)
+                piece = usual_micro_batch(
+                    Layout.parse(parallel), batch_size, schedule, at_most=piece
+                )
             shards = str(texts[0].resolve()) if len(texts) == 1 and texts[0].is_dir() else None
             texts = () if shards else texts
             config = PretrainConfig(
@@ -251,13 +261,13 @@ def _prepare(
 def _train(out: Path, parallel: str | None, hang_timeout: float) -> None:
     from puna.parallel.place import leave
     from puna.train.checkpoints import checkpoint_path, steps_saved
-    from puna.train.guard import DivergedError
     from puna.train.plot import plot_loss
+    from puna.train.pretrain import check_machine, run_config
     from puna.train.pretrain import pretrain as run_pretrain
-    from puna.train.pretrain import run_config
 
     with said_once():
         config = run_config(out, parallel)
+        check_machine(config.settings.device, config.settings.float8)
     layout, steps = config.layout, config.settings.steps
     if layout.num_ranks > 1 and is_first():
         share = config.batch_size // layout.num_data_ranks
@@ -266,19 +276,15 @@ def _train(out: Path, parallel: str | None, hang_timeout: float) -> None:
             f"{config.micro_batch_size} at once",
             err=True,
         )
-    try:
-        with training_bar(steps, shown=is_first()) as (start, advance):
-            finished = run_pretrain(
-                out,
-                parallel=parallel,
-                hang_timeout=hang_timeout,
-                on_start=start,
-                on_record=advance,
-                on_event=say_event,
-            )
-    except DivergedError:
-        with said_once():  # of the same loss in all processes
-            raise
+    with said_by_one(), training_bar(steps, shown=is_first()) as (start, advance):
+        finished = run_pretrain(
+            out,
+            parallel=parallel,
+            hang_timeout=hang_timeout,
+            on_start=start,
+            on_record=advance,
+            on_event=say_event,
+        )
     leave()
     if not is_first():
         return

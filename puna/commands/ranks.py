@@ -31,6 +31,19 @@ def said_once() -> Iterator[None]:
         end_after_the_first()
 
 
+@contextlib.contextmanager
+def said_by_one() -> Iterator[None]:
+    """What one process finds wrong it says; what several do alike, the first of them."""
+    from puna.parallel.place import first_to_say
+
+    try:
+        yield
+    except ValueError as error:
+        if first_to_say(str(error)):
+            raise
+        end_after_the_first()
+
+
 def check_started(parallel: str) -> str:
     """The layout with its `*` resolved, "" for one process.
 

@@ -15,7 +15,8 @@ def documents(path: Path, *, separator: str | None = None) -> Iterator[str]:
     """The documents of one file, in order; empty ones are left out.
 
     A text file is one document, or several where lines equal `separator`. Raises ValueError for a
-    missing file, an unknown kind, text that is not UTF-8 and JSON that is damaged, with the line.
+    missing file, an unknown kind, text that is not UTF-8 or has NUL characters (it is binary, or
+    of another encoding), and JSON that is damaged, with the line or document.
     """
     kind = path.name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
     if kind == "jsonl":
@@ -26,7 +27,17 @@ def documents(path: Path, *, separator: str | None = None) -> Iterator[str]:
         raise ValueError(
             f"{path}: unknown kind of text file; known are .txt and .jsonl (and .zst, .gz)"
         )
-    return (document for document in found if document.strip())
+    return (document for document in _checked(found, path) if document.strip())
+
+
+def _checked(found: Iterator[str], path: Path) -> Iterator[str]:
+    for number, document in enumerate(found, start=1):
+        if "\0" in document:
+            raise ValueError(
+                f"{path}, document {number}: a NUL character, as in no text; it is binary, or not "
+                "UTF-8"
+            )
+        yield document
 
 
 def records(path: Path) -> Iterator[Any]:

@@ -12,15 +12,15 @@ from puna.model import Llama
 
 def check_float8(device: torch.device) -> None:
     """ValueError where torchao is missing, or the device does not multiply float8."""
-    try:
-        import torchao.float8  # noqa: F401
-    except ImportError:
-        raise ValueError("float8 needs torchao; install it by: pip install torchao") from None
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(
             "float8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, Hopper, "
             f"Blackwell), not {device}; train in bf16"
         )
+    try:
+        import torchao.float8  # noqa: F401
+    except ImportError:
+        raise ValueError("float8 needs torchao; install it by: pip install torchao") from None
 
 
 def to_float8(network: Llama, *, emulate: bool = False) -> None:

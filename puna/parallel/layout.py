@@ -15,6 +15,10 @@ from dataclasses import dataclass
 
 from puna.config import ModelConfig
 
+# Of a pipeline, with how many stages each makes a rank have. Several shorten the time in which
+# ranks wait, for more talk.
+SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -89,11 +93,12 @@ def check_ranks(layout: Layout, num_ranks: int) -> None:
     if layout.num_ranks != num_ranks:
         raise ValueError(
             f"--parallel '{layout}' is for {layout.num_ranks} processes, and there are "
-            f"{num_ranks}; start it by: torchrun --nproc-per-node NUMBER -m puna ..."
+            f"{num_ranks}; start it by: torchrun --nproc-per-node {layout.num_ranks} -m puna ... "
+            "(of several machines, the processes of one)"
         )
 
 
-def check_model(layout: Layout, config: ModelConfig) -> None:
+def check_model(layout: Layout, config: ModelConfig, schedule: str = "1f1b") -> None:
     """ValueError where a network of this shape cannot be cut so."""
     for what, number, ways in (
         ("heads", config.num_heads, "tp"),
@@ -108,6 +113,12 @@ def check_model(layout: Layout, config: ModelConfig) -> None:
                 f"{number} {what} do not divide by {ways}={getattr(layout, ways)}; choose another "
                 f"{ways}"
             )
+    stages = layout.pp * SCHEDULES[schedule]
+    if layout.pp > 1 and config.num_layers % stages:
+        raise ValueError(
+            f"{config.num_layers} layers do not divide by the {stages} stages of an {schedule} "
+            f"pipeline of pp={layout.pp}; choose another pp or schedule"
+        )
     if config.context_length // layout.cp % layout.tp:
         raise ValueError(
             f"the {config.context_length // layout.cp} positions of a context rank do not divide "
@@ -132,7 +143,9 @@ def check_data(layout: Layout, batch_size: int) -> None:
         )
 
 
-def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
+def check_pieces(
+    layout: Layout, batch_size: int, micro_batch_size: int, schedule: str = "1f1b"
+) -> None:
     """ValueError where pieces of so many windows do not make up a rank's share of a batch."""
     share = batch_size // layout.num_data_ranks
     if share % micro_batch_size:
@@ -140,17 +153,32 @@ def check_pieces(layout: Layout, batch_size: int, micro_batch_size: int) -> None
             f"a data-parallel rank's {share} windows are no multiple of micro_batch_size "
             f"{micro_batch_size}"
         )
-    if share // micro_batch_size < layout.pp:
+    pieces = share // micro_batch_size
+    if pieces < layout.pp:
         raise ValueError(
             f"a pipeline of pp={layout.pp} stages needs as many pieces of a batch; {share} windows "
-            f"of a data-parallel rank in pieces of {micro_batch_size} are only "
-            f"{share // micro_batch_size}"
+            f"of a data-parallel rank in pieces of {micro_batch_size} are only {pieces}"
+        )
+    if SCHEDULES[schedule] > 1 and pieces % layout.pp:
+        raise ValueError(
+            f"an {schedule} pipeline takes as many pieces at a time as it has ranks: {pieces} "
+            f"pieces of a batch do not divide by pp={layout.pp}"
         )
 
 
-def usual_micro_batch(layout: Layout, batch_size: int, at_most: int | None = None) -> int:
+def usual_micro_batch(
+    layout: Layout, batch_size: int, schedule: str = "1f1b", *, at_most: int | None = None
+) -> int:
     """The largest piece of a batch that divides it and keeps every stage of a pipeline at work."""
     share = batch_size // layout.num_data_ranks
     largest = max(1, share // layout.pp)
     largest = min(largest, at_most or largest)
-    return next(size for size in range(largest, 0, -1) if share % size == 0)
+    multiple = layout.pp if SCHEDULES[schedule] > 1 else 1
+    return next(
+        (
+            size
+            for size in range(largest, 0, -1)
+            if share % size == 0 and share // size % multiple == 0
+        ),
+        1,
+    )

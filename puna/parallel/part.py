@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from puna.parallel.collectives import gather
 from puna.parallel.context import gathered, part
 from puna.parallel.float8 import to_float8
 from puna.parallel.fsdp import local, shard, share_of
-from puna.parallel.pipeline import keep_stage
+from puna.parallel.pipeline import joined, keep_stage, stages_of
 from puna.parallel.place import Place
 from puna.parallel.recompute import recompute
 from puna.parallel.sequence import share_matrices
@@ -26,29 +27,34 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a part computes. `dtype` is bf16, fp32, or fp64 to compare layouts; `float8` is "no",
-    "yes", or "emulated" for tests."""
+    "yes", or "emulated" for tests; `schedule` is a pipeline's (`layout.SCHEDULES`)."""
 
     dtype: str = "bf16"
     recompute: str = "none"
     compile: bool = False
     float8: str = "no"
+    schedule: str = "1f1b"
 
 
-class Part(nn.Module):
-    """This rank's part of the network; the root of FSDP, which `shard` makes it."""
+class Chunk(nn.Module):
+    """The network, or consecutive layers of it: a stage. The root of FSDP, which `shard` makes it.
 
-    def __init__(self, network: Llama, place: Place, dtype: torch.dtype) -> None:
+    The first has the embedding too, the last (`last`) norm and head.
+    """
+
+    def __init__(self, network: Llama, place: Place, *, last: bool) -> None:
         super().__init__()
-        self.network, self.place, self.dtype = network, place, dtype
+        self.network, self.place, self.last = network, place, last
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token ids, or the hidden states of the stage before -> hidden states.
 
-        `positions` and the rows of `mask` are this rank's part of the windows' (`windows`). Between
-        stages ranks of a tensor group have a part of the positions each; the last gives all.
+        `positions` and the rows of `mask` are this rank's part of the windows' (`Part.windows`).
+        Between stages ranks of a tensor group have a part of the positions each; the last gives
+        all.
         """
         hidden: Tensor = self.network(x, positions, self._attend(mask))
-        if self.place.tensor is not None and self.place.has_last_stage:
+        if self.place.tensor is not None and self.last:
             hidden = gather(hidden, 1, self.place.tensor)
         return hidden
 
@@ -57,6 +63,24 @@ class Part(nn.Module):
             return causal
         context = self.place.context
         return masked(mask) if context is None else gathered(mask, context)
+
+
+@final
+class Part:
+    """This rank's part of the network: one chunk, or several of an interleaved pipeline.
+
+    `network` holds the modules of all of them, by their names in the whole network.
+    """
+
+    def __init__(self, chunks: list[Chunk], place: Place, options: Options) -> None:
+        self.chunks, self.place, self.schedule = chunks, place, options.schedule
+        self.network = joined([chunk.network for chunk in chunks])
+        self.dtype = _DTYPES[options.dtype]
+
+    def to_empty(self, device: torch.device | str) -> None:
+        """Gives the weights memory, not yet filled."""
+        for chunk in self.chunks:
+            chunk.to_empty(device=device)
 
     def windows(
         self, tokens: Tensor, targets: Tensor, mask: Tensor | None = None
@@ -70,6 +94,12 @@ class Part(nn.Module):
             mask = causal_mask(tokens.shape[1], tokens.device).expand(len(tokens), -1, -1, -1)
         cut = [part(x, 1, group).contiguous() for x in (tokens, targets, positions)]
         return cut[0], cut[1], cut[2], part(mask, 2, group)
+
+    def hidden_like(self, tokens: Tensor) -> Tensor:
+        """Memory of the shape of what stages pass on for these tokens."""
+        positions = tokens.shape[1] // self.place.layout.tp
+        shape = (len(tokens), positions, self.network.config.dim)
+        return torch.empty(shape, dtype=self.dtype, device=tokens.device)
 
     def head(self) -> Tensor:
         """The head's weights (V, D), or this rank's share of them, while they are gathered."""
@@ -92,15 +122,24 @@ class Part(nn.Module):
 
 def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
     """This rank's part, its weights not yet filled; no more memory is taken than for that."""
-    part = cut_part(config, place, options)
-    part.to_empty(device=place.device)
-    return part
+    own = cut_part(config, place, options)
+    own.to_empty(place.device)
+    return own
 
 
 def cut_part(config: ModelConfig, place: Place, options: Options) -> Part:
     """This rank's part on the `meta` device: shapes and no memory."""
+    stages = stages_of(place, options.schedule)
+    num_stages = place.layout.pp * len(stages)
+    chunks = [_cut_chunk(config, place, options, stage, num_stages) for stage in stages]
+    return Part(chunks, place, options)
+
+
+def _cut_chunk(
+    config: ModelConfig, place: Place, options: Options, stage: int, num_stages: int
+) -> Chunk:
     network = empty(config)
-    keep_stage(network, place.stage, place.layout.pp)
+    keep_stage(network, stage, num_stages)
     if options.dtype == "fp64":
         network.double()
     if options.float8 != "no":
@@ -112,6 +151,6 @@ def cut_part(config: ModelConfig, place: Place, options: Options) -> Part:
     if options.compile:
         for block in blocks:
             block.compile()
-    part = Part(network, place, _DTYPES[options.dtype])
-    shard(part, blocks, place, bf16=options.dtype == "bf16")
-    return part
+    chunk = Chunk(network, place, last=stage == num_stages - 1)
+    shard(chunk, blocks, place, bf16=options.dtype == "bf16")
+    return chunk

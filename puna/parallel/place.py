@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,6 +111,18 @@ def first_alone(action: Callable[[], None]) -> bool:
     finally:
         dist.broadcast_object_list(went_well, src=0)
     return went_well[0]
+
+
+def first_to_say(what: str) -> bool:
+    """Whether no other process that this one met has asked the same before."""
+    if not dist.is_initialized():
+        return True
+    # The store is there even where the others wait for a collective.
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        return store.add(f"said {hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
+    except RuntimeError:  # it was on a machine that is gone
+        return True
 
 
 def leave() -> None:

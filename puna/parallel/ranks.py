@@ -35,6 +35,21 @@ def join(device: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), own, dist.group.WORLD, control)
 
 
+def check_device(device: str) -> None:
+    """ValueError where torch knows no such device, or finds none."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"no device '{device}'; there are cpu and cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device}: torch {torch.__version__} finds no GPU; nvidia-smi lists those that "
+            "the driver knows, and a torch that ends in +cpu uses none"
+        )
+
+
 def meet(device: str, backend: str, limit: timedelta | None = None) -> torch.device:
     """Joins the processes that torchrun started, unless it did; this one's own device.
 

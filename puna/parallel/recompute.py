@@ -22,6 +22,7 @@ _KEPT = frozenset(
     (
         _ATEN.mm.default,
         _ATEN.linear.default,
+        _ATEN._scaled_mm.default,  # float8's
         _ATEN._scaled_dot_product_flash_attention.default,
         _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
         _ATEN._scaled_dot_product_efficient_attention.default,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
-from puna.parallel.layout import Layout
+from puna.parallel.layout import SCHEDULES, Layout
 from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
 from puna.train import log
@@ -33,11 +33,10 @@ class Settings:
     """How a run optimises. Defaults are Llama 2's (arXiv 2307.09288, section 2.2).
 
     `dtype` is what matrix products are computed in, `float8` those of the blocks instead; weights
-    and optimizer stay fp32. `parallel`
-    is the layout of several processes (`parallel.layout`), "" for one; `recompute` is what the
-    backward pass computes anew (`parallel.recompute`); `loss_chunk` of how many tokens there are
-    logits at once, 0: of a whole piece. Intervals are in steps; an `eval_every` of 0 means only at
-    the end.
+    and optimizer stay fp32. `parallel` is the layout of several processes (`parallel.layout`), ""
+    for one, `schedule` that of a pipeline in it; `recompute` is what the backward pass computes
+    anew (`parallel.recompute`); `loss_chunk` of how many tokens there are logits at once, 0: of a
+    whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end.
 
     A batch is bad whose loss or gradient is not finite, or whose loss is `spike_deviations` robust
     standard deviations above the median of the last `spike_window` (0: none is a spike). Bad
@@ -59,6 +58,7 @@ class Settings:
     float8: bool = False
     device: str = "cpu"
     parallel: str = ""
+    schedule: str = "1f1b"
     recompute: str = "none"
     loss_chunk: int = 0
     eval_every: int = 0
@@ -74,6 +74,8 @@ class Settings:
             raise ValueError(f"dtype is bf16 or fp32, not {self.dtype!r}")
         if self.recompute not in RECOMPUTE:
             raise ValueError(f"recompute is {', '.join(RECOMPUTE)}, not {self.recompute!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.float8 and self.dtype != "bf16":
             raise ValueError(f"float8 is for products that would be in bf16, not {self.dtype}")
         if self.loss_chunk < 0:

@@ -39,6 +39,7 @@ from puna.parallel.layout import (
 )
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import HANG_TIMEOUT, Place, take_place
+from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
@@ -77,14 +78,14 @@ class PretrainConfig:
             raise ValueError(f"batch_size must be positive, not {self.batch_size}")
         if self.held_out_windows < 0:
             raise ValueError(f"held_out_windows must be 0 or more, not {self.held_out_windows}")
-        check_model(self.layout, self.model)
+        check_model(self.layout, self.model, self.settings.schedule)
         check_data(self.layout, self.batch_size)
         if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        check_pieces(self.layout, self.batch_size, self.micro_batch_size)
+        check_pieces(self.layout, self.batch_size, self.micro_batch_size, self.settings.schedule)
 
     @property
     def layout(self) -> Layout:
@@ -229,8 +230,17 @@ def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
     settings = dataclasses.replace(config.settings, parallel=parallel)
     layout = Layout.parse(parallel)
     check_data(layout, config.batch_size)
-    piece = usual_micro_batch(layout, config.batch_size, at_most=config.micro_batch_size)
+    piece = usual_micro_batch(
+        layout, config.batch_size, settings.schedule, at_most=config.micro_batch_size
+    )
     return dataclasses.replace(config, settings=settings, micro_batch_size=piece)
+
+
+def check_machine(device: str, float8: bool) -> None:
+    """ValueError where this machine lacks the device, or it what float8 needs."""
+    check_device(device)
+    if float8:
+        check_float8(torch.device(device))
 
 
 def pretrain(
@@ -250,6 +260,7 @@ def pretrain(
     """
     config = run_config(run, parallel)
     settings = config.settings
+    check_machine(settings.device, settings.float8)
     resumed = checkpoints.newest(run) if checkpoints.steps_saved(run) else None
     with contextlib.ExitStack() as stack:
         place = None
@@ -258,8 +269,6 @@ def pretrain(
             if config.layout.num_ranks > 1:
                 watch = watched(place.rank, config.layout.num_ranks, timeout=hang_timeout)
                 options["on_phase"] = stack.enter_context(watch).enter
-        if settings.float8:
-            check_float8(place.device if place else torch.device(settings.device))
         vocabulary = read_model((run / _TOKENIZER).read_bytes())
         loader = _loader(run, config, vocabulary, place)
         batch = stack.enter_context(contextlib.closing(Prefetched(loader.batch)))
@@ -299,7 +308,11 @@ def _several(
 ) -> Trainee:
     settings = config.settings
     options = Options(
-        settings.dtype, settings.recompute, settings.compile, "yes" if settings.float8 else "no"
+        settings.dtype,
+        settings.recompute,
+        settings.compile,
+        "yes" if settings.float8 else "no",
+        settings.schedule,
     )
     part = take_part(config.model, place, options)
     if resumed:

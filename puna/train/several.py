@@ -10,14 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import Schedule1F1B
 
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import read_tensor
 from puna.model import Llama
 from puna.parallel.fsdp import local, share_of, square_norm, whole_of
 from puna.parallel.part import Part
-from puna.parallel.pipeline import forward_only, one_forward_one_backward
+from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
@@ -35,12 +34,12 @@ class Several:
     def __init__(self, part: Part, stage: Stage, *, loss_chunk: int = 0) -> None:
         self.part, self.place, self._stage = part, part.place, stage
         self._loss_chunk = loss_chunk
-        self._schedules: dict[tuple[int, ...], Schedule1F1B] = {}
+        self._schedules: dict[tuple[int, ...], Schedule] = {}
         self._num_tokens = 1
 
     @property
-    def _sharded(self) -> FSDPModule:
-        return cast(FSDPModule, self.part)
+    def _sharded(self) -> list[FSDPModule]:
+        return [cast(FSDPModule, chunk) for chunk in self.part.chunks]
 
     @property
     def network(self) -> Llama:
@@ -66,9 +65,10 @@ class Several:
             loss = 0.0
             for number, batch in enumerate(batches):
                 if self.place.layout.dp > 1:  # replicas add up once, after the last piece
-                    self._sharded.set_requires_all_reduce(number == len(batches) - 1)
+                    self._sharded[0].set_requires_all_reduce(number == len(batches) - 1)
                 tokens, targets, positions, mask = self._windows(batch)
-                piece = self._mean_loss(self.part(tokens, positions, mask), targets)
+                hidden = self.part.chunks[0](tokens, positions, mask)
+                piece = self._mean_loss(hidden, targets)
                 piece.backward()
                 loss += piece.item()
         return self._over_ranks(loss)
@@ -92,18 +92,18 @@ class Several:
             loss = self._forward_loss(batches[min(number, len(batches) - 1)])
             if number < len(batches):
                 sums[number] = loss / self.place.layout.tp
-        self._sharded.reshard()
+        for chunk in self._sharded:
+            chunk.reshard()
         return self.place.total(*sums)
 
     def _forward_loss(self, batch: Tensor) -> float:
         """The sum of the loss over this rank's part of a piece, on the last stage; else 0."""
         tokens, targets, positions, mask = self._windows(batch)
         if self.place.layout.pp > 1:
-            hidden = forward_only(
-                self.part, self.place, tokens, self._hidden_like(tokens), positions, mask
-            )
+            memory = self.part.hidden_like(tokens)
+            hidden = forward_only(self.part.chunks, self.place, tokens, memory, positions, mask)
         else:
-            hidden = self.part(tokens, positions, mask)
+            hidden = self.part.chunks[0](tokens, positions, mask)
         if not self.place.has_last_stage:
             return 0.0
         return self._loss_sum(hidden, targets).item()
@@ -173,13 +173,14 @@ class Several:
         tokens, targets, positions, mask = self._windows(torch.cat(batches))
         shape = (len(batches), len(batches[0]), tokens.shape[1])
         if shape not in self._schedules:
-            self._schedules[shape] = one_forward_one_backward(
-                self.part,
+            self._schedules[shape] = make_schedule(
+                self.part.schedule,
+                self.part.chunks,
                 self.place,
                 self._mean_loss,
                 num_pieces=shape[0],
                 tokens=shape[1:],
-                hidden=self._hidden_like(tokens[: shape[1]]),
+                hidden=self.part.hidden_like(tokens[: shape[1]]),
             )
         options: dict[str, Any] = {"positions": positions}
         if mask is not None:
@@ -191,14 +192,6 @@ class Several:
             *inputs, target=target, losses=losses, return_outputs=False, **options
         )
         return sum(loss.item() for loss in losses)
-
-    def _hidden_like(self, tokens: Tensor) -> Tensor:
-        """Memory of the shape of what stages pass on for these tokens."""
-        config = self.network.config
-        positions = tokens.shape[1] // self.place.layout.tp
-        return torch.empty(
-            len(tokens), positions, config.dim, dtype=self.part.dtype, device=self.place.device
-        )
 
     def _mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return self._loss_sum(hidden, targets) / self._num_tokens

@@ -31,7 +31,23 @@ def test_build_and_report(tmp_path: Path) -> None:
     report = json.loads(run("report", out, "--json").splitlines()[0])
     assert report["complete"] and report["found"]["exact_duplicates"] == 1
     assert report["sources"]["a"]["documents_out"] == 2
-    assert (out / "report.md").exists()
+    assert (out / "report.md").exists() and (out / "report.html").exists()
+
+
+def test_a_build_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text(prose(1))
+    (tmp_path / "corpus.toml").write_text(SOURCE)
+
+    def stopped(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("puna.data.pipeline.build.build", stopped)
+    printed = CliRunner().invoke(
+        puna, ["data", "build", str(tmp_path / "corpus.toml"), "--out", str(tmp_path / "out")]
+    )
+    assert "stopped; the same command goes on" in printed.output and printed.exit_code != 0
 
 
 def test_a_new_configuration_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from puna.data.pipeline.build import build
 from puna.data.pipeline.config import read_config
 from puna.data.pipeline.documents import read_documents
 from puna.data.pipeline.report import collect
-from puna.data.pipeline.report_markdown import write_report
+from puna.data.pipeline.report_files import write_report
 from puna.data.shards import open_shards
 from puna.tokenizer import Tokenizer
 from puna.tokenizer.sentencepiece_model import write_model

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from datatrove.pipeline.dedup import MinhashDedupSignature
 
 from puna.data.pipeline import executors
 from puna.data.pipeline.config import Run, config_from_dict
-from puna.data.pipeline.duplicates import minhash_signatures
 from puna.data.pipeline.gutenberg import strip_gutenberg
 from puna.data.pipeline.kinds import KINDS
 from puna.data.pipeline.ngrams import WordHashes, ngram_hashes
 from puna.data.pipeline.personal import scrub
 from puna.data.pipeline.plan import make_plan
-from puna.data.pipeline.settings import Minhash
 from puna.data.pipeline.steps import STEPS, phases
 from puna.data.pipeline.tokenizing import mix_weights
 from puna.data.pipeline.words import Words
@@ -98,12 +94,6 @@ def test_ngram_hashes_tell_ngrams_apart() -> None:
     assert threes[0] == threes[3]  # case does not matter
     assert len(set(threes.tolist())) == 5
     assert len(ngram_hashes(words, 9)) == 0
-
-
-def test_signatures_by_parts_are_datatroves(tmp_path: Path) -> None:
-    ours = minhash_signatures(Minhash(), tmp_path)
-    shingles = np.random.default_rng(1).integers(0, 1 << 60, (20_000, 1), dtype=np.uint64)
-    assert ours.get_signature(shingles) == MinhashDedupSignature.get_signature(ours, shingles)
 
 
 def test_the_mix() -> None:

@@ -105,3 +105,12 @@ def test_zst_files_of_several_frames_and_of_none(tmp_path: Path) -> None:
     path.write_bytes(frames[0] + b"no frame at all")
     with pytest.raises(ValueError, match="damaged after line"):
         list(documents(path))
+
+
+def test_binary_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("as UTF-16".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"a.txt, document 1: a NUL character, as in no text"):
+        list(documents(tmp_path / "a.txt"))
+    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": "b\\u0000d"}\n')
+    with pytest.raises(ValueError, match=r"b.jsonl, document 2: a NUL character"):
+        list(documents(tmp_path / "b.jsonl"))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from puna.commands.models import named_vocabulary
+from puna.data.tokenize import write_shards
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import read_log
@@ -63,6 +65,22 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["micro_batch_size"] == 2
 
 
+@pytest.mark.slow
+def test_a_corrupt_shard_is_named_once(tmp_path: Path) -> None:
+    vocabulary = named_vocabulary("cria")
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    write_shards(story_lines(600), vocabulary, shards, source="stories", licence="CC0")
+    path = shards / "00000.tokens"
+    damaged = bytearray(path.read_bytes())
+    damaged[1000] ^= 1
+    path.write_bytes(damaged)
+    options = ["--context-length", "16", "--steps", "2", "--batch-size", "4"]
+    done = torchrun("puna", "pretrain", shards, "--out", out, "--parallel", "fsdp=2", *options)
+    assert done.returncode != 0
+    assert done.stderr.count(f"puna: error: {path} is corrupt: its SHA-256 is") == 1
+    assert not steps_saved(out)
+
+
 @pytest.mark.parametrize(
     ("processes", "arguments", "words"),
     [
@@ -70,9 +88,13 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
         ("2", ["--parallel", "fsdp=4"], "'fsdp=4' is for 4 processes, and there are 2"),
         ("2", ["--parallel", "fsdp=2", "--batch-size", "7"], "7 windows does not divide by 2"),
         ("2", ["--parallel", "pp=2"], "this model ties them"),
-        ("1", ["--parallel", "tp=2"], "torchrun --nproc-per-node NUMBER"),
+        ("1", ["--parallel", "tp=2"], "torchrun --nproc-per-node 2 -m"),
         ("1", ["--parallel", "tp:2"], "no kind 'tp:2'"),
         ("1", ["--float8", "--dtype", "fp32"], "float8 is for products that would be in bf16"),
+        ("1", ["--float8"], "float8 needs an NVIDIA GPU .* not cpu"),
+        ("1", ["--device", "gpu"], "no device 'gpu'; there are cpu and cuda"),
+        ("2", ["--device", "cuda:9", "--parallel", "fsdp=2"], "finds no GPU|has no GPU"),
+        ("1", ["--micro-batch-size", "0"], "no multiple of micro_batch_size 0"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(

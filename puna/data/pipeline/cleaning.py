@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from datatrove.data import Document
@@ -9,13 +10,13 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters import (
     C4QualityFilter,
     GopherQualityFilter,
-    GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from puna.data.pipeline.config import Source
 from puna.data.pipeline.kinds import KINDS
 from puna.data.pipeline.measured import Dropped
+from puna.data.pipeline.repetition import Repetition
 from puna.data.pipeline.settings import C4, Boilerplate, Gopher, Language
 from puna.data.pipeline.words import Words
 
@@ -56,21 +57,23 @@ class LanguageFilter(BaseFilter):
     def __init__(self, settings: Language, dropped: Dropped) -> None:
         super().__init__(dropped)
         self.settings = settings
-        self._identifier: Any = None
 
     def filter(self, document: Document) -> bool | tuple[bool, str]:
-        if self._identifier is None:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-            self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         sample = _sample(document.text, self.settings.sample_characters)
-        language, probability = self._identifier.classify(sample)
+        language, probability = _identifier().classify(sample)
         document.metadata["language"] = language
         if language not in self.settings.languages:
             return False, f"language {language}"
         if probability < self.settings.min_probability:
             return False, f"language {language}, but not sure"
         return True
+
+
+@cache  # half a second to unpack, for every task of a process
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _sample(text: str, size: int) -> str:
@@ -104,7 +107,7 @@ def language_step(settings: Language, dropped: Dropped, source: Source) -> Pipel
 
 
 def gopher_step(settings: Gopher, dropped: Dropped, source: Source) -> PipelineStep:
-    """datatrove's Gopher rules; 0 turns one off in both."""
+    """Gopher's rules, datatrove's or equal to them; 0 turns one off in both."""
     quality = GopherQualityFilter(
         min_doc_words=settings.min_words,
         max_doc_words=settings.max_words,
@@ -120,7 +123,7 @@ def gopher_step(settings: Gopher, dropped: Dropped, source: Source) -> PipelineS
     )
     if not settings.repetition:
         return quality
-    return Several([GopherRepetitionFilter(exclusion_writer=dropped, language=Words()), quality])
+    return Several([Repetition(exclusion_writer=dropped, language=Words()), quality])
 
 
 def c4_step(settings: C4, dropped: Dropped, source: Source) -> PipelineStep:

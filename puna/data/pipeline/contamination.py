@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 
 from puna.data.pipeline.config import Source
 from puna.data.pipeline.measured import Dropped
-from puna.data.pipeline.ngrams import WORD, WordHashes, ngram_hashes
+from puna.data.pipeline.ngrams import WORD, HashSet, WordHashes, ngram_hashes
 from puna.data.pipeline.readers import suffix_of
 from puna.data.pipeline.settings import Decontaminate
 from puna.data.text import documents, records
 
 _NO_DATA = ("readme", "licence", "license")
+_WORDS = 1 << 16  # hashed at once
 
 
 def evaluation_files(settings: Decontaminate, folder: Path) -> list[tuple[str, Path]]:
@@ -61,26 +63,70 @@ class IndexEvaluation(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         files = evaluation_files(self.settings, self.root)
         sets = sorted({name for name, _ in files})
-        hashes = WordHashes()
-        lengths = range(self.settings.min_ngram, self.settings.ngram + 1)
-        grams: dict[int, list[NDArray[np.uint64]]] = {n: [] for n in lengths}
-        numbers: dict[int, list[NDArray[np.uint16]]] = {n: [] for n in lengths}
+        grams = _Grams(self.settings.min_ngram, self.settings.ngram)
         for name, path in files:
+            number = sets.index(name)
             for text in _STRINGS[suffix_of(path)](path):
-                words = hashes.of(WORD.findall(text))
-                n = min(len(words), self.settings.ngram)
-                if n >= self.settings.min_ngram:
-                    found = ngram_hashes(words, n)
-                    grams[n].append(found)
-                    numbers[n].append(np.full(len(found), sets.index(name), np.uint16))
+                grams.add(text, number)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for n in lengths:
-            if grams[n]:
-                values, first = np.unique(np.concatenate(grams[n]), return_index=True)
-                np.save(self.folder / f"hashes-{n}.npy", values)
-                np.save(self.folder / f"sets-{n}.npy", np.concatenate(numbers[n])[first])
+        for n, hashes, numbers in grams.all():
+            values, first = np.unique(hashes, return_index=True)
+            np.save(self.folder / f"hashes-{n}.npy", values)
+            np.save(self.folder / f"sets-{n}.npy", numbers[first])
         (self.folder / "sets.json").write_text(json.dumps(sets))
         yield from ()
+
+
+class _Grams:
+    """The n-grams of many texts, and the set that each is of: `longest` words, or all of a text
+    that has fewer, if it has `shortest`.
+
+    Sets ask a hundred questions of one passage: a text that came before adds nothing. Thousands
+    are hashed at once.
+    """
+
+    def __init__(self, shortest: int, longest: int) -> None:
+        self.shortest, self.longest = shortest, longest
+        self._seen: set[bytes] = set()
+        self._hashes = WordHashes()
+        self._words: list[str] = []
+        self._lengths: list[int] = []  # in words, of the texts that wait
+        self._numbers: list[int] = []
+        self._found: dict[int, list[tuple[NDArray[np.uint64], NDArray[np.uint16]]]] = {}
+
+    def add(self, text: str, number: int) -> None:
+        words = WORD.findall(text)
+        if len(words) < self.shortest:
+            return
+        digest = xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
+        if digest in self._seen:
+            return
+        self._seen.add(digest)
+        self._words += words
+        self._lengths.append(len(words))
+        self._numbers.append(number)
+        if len(self._words) > _WORDS:
+            self._hash()
+
+    def all(self) -> Iterator[tuple[int, NDArray[np.uint64], NDArray[np.uint16]]]:
+        """(n, hashes, numbers of their sets), in the order in which they were added."""
+        self._hash()
+        for n, found in sorted(self._found.items()):
+            hashes, numbers = zip(*found, strict=True)
+            yield n, np.concatenate(hashes), np.concatenate(numbers)
+
+    def _hash(self) -> None:
+        lengths = np.array(self._lengths, np.int64)
+        words = self._hashes.of(self._words)
+        left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(words))  # to its text's end
+        of_text = np.repeat(np.minimum(lengths, self.longest), lengths)
+        numbers = np.repeat(np.array(self._numbers, np.uint16), lengths)
+        for n in range(self.shortest, self.longest + 1):
+            (begins,) = np.nonzero((of_text == n) & (left >= n))
+            if len(begins):
+                found = (ngram_hashes(words, n)[begins], numbers[begins])
+                self._found.setdefault(n, []).append(found)
+        self._words, self._lengths, self._numbers = [], [], []
 
 
 class Decontaminated(BaseFilter):
@@ -93,17 +139,16 @@ class Decontaminated(BaseFilter):
         self.settings, self.folder = settings, folder
         self._hashes = WordHashes()
         self._sets: list[str] = []
-        self._index: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint16]]] = {}
+        self._index: dict[int, tuple[HashSet, NDArray[np.uint16]]] = {}
 
     def filter(self, document: Document) -> bool | tuple[bool, str]:
         if not self._sets:
             self._load()
         text = document.text
-        matches = list(WORD.finditer(text))
-        bad, counts = self._overlap(self._hashes.of(match[0] for match in matches))
+        bad, counts = self._overlap(self._hashes.of(WORD.findall(text)))
         if not counts:
             return True
-        ends = np.array([match.end() for match in matches])
+        ends = np.array([match.end() for match in WORD.finditer(text)])
         kept, cut_words, cut = [], 0, 0
         begin = first = 0
         for paragraph in text.split("\n"):
@@ -116,7 +161,7 @@ class Decontaminated(BaseFilter):
             begin, first = begin + len(paragraph) + 1, last
         for name in counts:
             self.stat_update(f"documents with {name}")
-        if cut_words > self.settings.max_share * len(matches):
+        if cut_words > self.settings.max_share * len(ends):
             return False, f"contaminated by {counts.most_common(1)[0][0]}"
         self.stat_update("paragraphs cut", value=cut)
         self.stat_update("documents cut")
@@ -129,20 +174,16 @@ class Decontaminated(BaseFilter):
             path = self.folder / f"hashes-{n}.npy"
             if path.exists():
                 sets = np.load(self.folder / f"sets-{n}.npy", mmap_mode="r")
-                self._index[n] = (np.load(path, mmap_mode="r"), sets)
+                self._index[n] = (HashSet(np.load(path, mmap_mode="r")), sets)
 
     def _overlap(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], Counter[str]]:
         """Which words stand in a shared n-gram, and how many n-grams each set shares."""
         bad = np.zeros(len(words), bool)
         counts: Counter[str] = Counter()
         for n, (known, sets) in self._index.items():
-            grams = ngram_hashes(words, n)
-            at = np.searchsorted(known, grams)
-            at[at == len(known)] = 0
-            (hits,) = np.nonzero(known[at] == grams)
-            for hit in hits:
+            for hit, where in zip(*known.find(ngram_hashes(words, n)), strict=True):
                 bad[hit : hit + n] = True
-                counts[self._sets[int(sets[at[hit]])]] += 1
+                counts[self._sets[int(sets[where])]] += 1
         return bad, counts
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import (
@@ -19,6 +22,7 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
 from datatrove.pipeline.dedup.minhash import MinhashConfig
+from datatrove.utils.text import TextNormConfig, simplify_text
 from numpy.typing import NDArray
 
 from puna.data.pipeline.config import Source
@@ -27,7 +31,9 @@ from puna.data.pipeline.plan import Plan
 from puna.data.pipeline.settings import Exact, Minhash
 from puna.data.pipeline.words import Words
 
-_SHINGLES = 1 << 13  # hashed at once: 112 permutations of them fit the cache
+_SHINGLES = 1 << 10  # permuted at once: 112 permutations of them fit the cache
+_PRIME = np.uint64((1 << 61) - 1)
+_BUT_MARKS = TextNormConfig(norm_whitespace=False, norm_unicode_diacritics=False)
 
 
 def exact_config(plan: Plan) -> ExactDedupConfig:
@@ -61,15 +67,40 @@ def exact_step(
 
 
 class Signatures(MinhashDedupSignature):
-    """datatrove's, a part of a document at a time: a long book would take gigabytes at once."""
+    """datatrove's signatures of a text, faster and in less memory; tested against datatrove's.
+
+    A part of a document at a time: a long book would take gigabytes at once.
+    """
+
+    def get_shingles(self, text: str) -> NDArray[np.uint64]:
+        """Hashes (n-grams, 1) of the n-grams of the text without case, marks and punctuation."""
+        joined = " ".join(_without_marks(simplify_text(text, _BUT_MARKS)).split()).encode()
+        sizes, n = map(len, joined.split()), self.config.n_grams
+        ends = list(itertools.accumulate(sizes, lambda end, size: end + 1 + size))
+        begins = [0, *(end + 1 for end in ends)]
+        hashed = [
+            xxhash.xxh64_intdigest(joined[begin:end])
+            for begin, end in zip(begins, ends[n - 1 :], strict=False)
+        ]
+        return np.array(hashed, np.uint64).reshape(-1, 1)
 
     def get_signature(self, shingles: NDArray[np.uint64]) -> list[list[int]]:
-        parts = [
-            super(Signatures, self).get_signature(shingles[i : i + _SHINGLES])
-            for i in range(0, len(shingles), _SHINGLES)
-        ]
-        smallest = np.min(np.asarray(parts, np.uint64), axis=0)
-        return [[int(h) for h in bucket] for bucket in smallest]
+        """The smallest of every permutation of the hashes, by bucket."""
+        a, b = self.parameters
+        smallest = np.full(a.shape[1], _PRIME, np.uint64)
+        for i in range(0, len(shingles), _SHINGLES):
+            values = shingles[i : i + _SHINGLES] * a + b
+            values = (values & _PRIME) + (values >> np.uint64(61))  # modulo 2^61 - 1, up to one
+            np.minimum(smallest, np.minimum(values, values - _PRIME).min(axis=0), out=smallest)
+        return [[int(h) for h in bucket] for bucket in np.split(smallest, self.config.num_buckets)]
+
+
+def _without_marks(text: str) -> str:
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFD", text)
+    marks = [c for c in set(text) if unicodedata.category(c) == "Mn"]
+    return text.translate(dict.fromkeys(map(ord, marks)))
 
 
 def minhash_config(settings: Minhash) -> MinhashConfig:

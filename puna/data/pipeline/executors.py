@@ -6,6 +6,8 @@ import contextlib
 import copy
 import multiprocessing
 import os
+import shlex
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -83,6 +85,12 @@ def run_locally(phase: Phase, run: Run, folder: Path) -> None:
 def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
     """Submits all phases, each to begin when the one before has ended."""
     before: SlurmPipelineExecutor | None = None
+    options = dict(run.options)
+    if not options.keys() & {"env_command", "condaenv", "venv_path"}:
+        # Jobs call datatrove's commands by name, which lie beside this Python.
+        options["env_command"] = (
+            f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        )
     for phase in phases:
         before = SlurmPipelineExecutor(
             phase.pipeline,
@@ -92,7 +100,7 @@ def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
             slurm_logs_folder=str(phase.logs(folder) / "slurm"),
             job_name=f"puna-{phase.name}",
             depends=before,
-            **run.options,
+            **options,
         )
     assert before is not None
     before.run()
@@ -100,19 +108,22 @@ def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
 
 def run_on_ray(phase: Phase, run: Run, folder: Path) -> None:
     """Does the phase on the Ray cluster that is there, or on one that it starts here."""
-    import ray
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("the executor ray needs Ray: pip install 'puna[ray]'") from None
     from datatrove.executor import RayPipelineExecutor
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, configure_logging=False)
-    executor = RayPipelineExecutor(
-        phase.counted(folder),
-        tasks=phase.tasks,
-        workers=min(run.workers, phase.tasks),
-        logging_dir=str(phase.logs(folder)),
-        **run.options,
-    )
+        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
     with _quiet():
+        executor = RayPipelineExecutor(
+            phase.counted(folder),
+            tasks=phase.tasks,
+            workers=min(run.workers, phase.tasks),
+            logging_dir=str(phase.logs(folder)),
+            **run.options,
+        )
         executor.run()
     if missing := executor.get_incomplete_ranks():
         raise ValueError(f"{phase.name}: tasks {missing} failed; see {phase.logs(folder)}")

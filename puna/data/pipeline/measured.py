@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,8 @@ class ReadSources(PipelineStep):
         )
         name = f"{piece.part:05d}" if source.hub else path.name
         for number, (text, metadata) in enumerate(records, start=1):
+            text = _with_whole_characters(text)
+            metadata = {key: _with_whole_characters(value) for key, value in metadata.items()}
             document = Document(text, f"{source.name}/{name}/{number}", metadata=metadata)
             tally.came_in(text)
             if (reason := _unreadable(text)) is not None:
@@ -105,6 +108,18 @@ def _counted(data: Iterator[Document], tally: Tally) -> Iterator[Document]:
     for document in data:
         tally.came_in(document.text)
         yield document
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _with_whole_characters(text: str) -> str:
+    """JSON can write half of a UTF-16 pair, which no file can hold; it becomes U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _HALF.sub("\ufffd", text)
+    return text
 
 
 _CONTROL = dict.fromkeys(c for c in range(32) if chr(c) not in "\t\n\v\f\r")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -17,17 +17,16 @@ class WordHashes:
     """64-bit hashes of words, each computed once; case does not matter."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._known = _Known()
 
-    def of(self, words: Iterable[str]) -> NDArray[np.uint64]:
-        known = self._known
-        found = []
-        for word in words:
-            value = known.get(word)
-            if value is None:
-                value = known[word] = xxhash.xxh64_intdigest(word.lower())
-            found.append(value)
-        return np.array(found, np.uint64)
+    def of(self, words: Sequence[str]) -> NDArray[np.uint64]:
+        return np.fromiter(map(self._known.__getitem__, words), np.uint64, len(words))
+
+
+class _Known(dict[str, int]):
+    def __missing__(self, word: str) -> int:
+        value = self[word] = xxhash.xxh64_intdigest(word.lower())
+        return value
 
 
 def ngram_hashes(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
@@ -37,3 +36,25 @@ def ngram_hashes(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     for offset in range(n):
         total = total * _BASE + words[offset : offset + count]
     return total
+
+
+class HashSet:
+    """Which hashes are in a sorted array of them: a table of their first bits says no to most.
+
+    A search for each would jump through gigabytes; the table has 4 to 8 bytes for each one.
+    """
+
+    def __init__(self, values: NDArray[np.uint64]) -> None:
+        self.values = values
+        bits = max(len(values), 1).bit_length() + 2
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, bool)
+        self._table[values >> self._shift] = True
+
+    def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """(at, where): `hashes[at]` are in it, as `values[where]`."""
+        (maybe,) = np.nonzero(self._table[hashes >> self._shift])
+        where = np.searchsorted(self.values, hashes[maybe])
+        where[where == len(self.values)] = 0
+        found = self.values[where] == hashes[maybe]
+        return maybe[found], where[found]

@@ -19,10 +19,7 @@ def plot_flow(report: dict[str, Any], path: Path) -> Path:
     steps = [step for step in report["steps"] if step != "tokenize"]
     colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
     lost = {step: [_lost(report, step, name) for name in names] for step in steps}
-    kept = [
-        total - sum(losses)
-        for total, losses in zip(totals, zip(*lost.values(), strict=True), strict=True)
-    ]
+    kept = [total - sum(losses[i] for losses in lost.values()) for i, total in enumerate(totals)]
     left = [0.0] * len(names)
     parts = {"kept": kept} | {step: losses for step, losses in lost.items() if any(losses)}
     for number, (part, values) in enumerate(parts.items()):

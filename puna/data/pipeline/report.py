@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from puna.data.pipeline.settings import STEP_SETTINGS
+from puna.data.pipeline.personal import scrub
+from puna.data.pipeline.settings import STEP_SETTINGS, Personal
 from puna.data.pipeline.tally import Tally, read_tallies
 
 _ALL_STEPS = ("read", *STEP_SETTINGS, "tokenize")
@@ -46,12 +47,23 @@ def collect(folder: Path) -> dict[str, Any]:
             if tallies
         },
         "examples": [
-            {"step": step, "source": source} | example
+            {"step": step, "source": source} | example | {"excerpt": _scrubbed(example["excerpt"])}
             for step, tallies in steps.items()
             for source, tally in tallies.items()
             for example in tally.examples
         ],
     }
+
+
+def _scrubbed(excerpt: str) -> str:
+    """Without the addresses of a document that was dropped before they were looked for."""
+    personal = Personal()
+    replacements = {
+        "emails": personal.email_replacement,
+        "ips": personal.ip_replacement,
+        "phones": personal.phone_replacement,
+    }
+    return scrub(excerpt, replacements)[0]
 
 
 def _by_source(tallies: Path, step: str) -> dict[str, Tally]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-from puna.data.pipeline.report import collect
 
 _FOUND_WORDS = {
     "exact_duplicates": "documents that were there already",
@@ -19,19 +16,6 @@ _FOUND_WORDS = {
     "contaminated_documents": "documents dropped for evaluation sets in them",
     "tokens": "tokens",
 }
-
-
-def write_report(folder: Path) -> dict[str, Any]:
-    """Writes report.json, report.md, flow.png and mix.png into a build; returns the record."""
-    from puna.data.pipeline.plots import plot_flow, plot_mix
-
-    report = collect(folder)
-    plots = [plot_flow(report, folder / "flow.png")]
-    if report["found"]["tokens"]:
-        plots.append(plot_mix(report, folder / "mix.png"))
-    _put(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _put(folder / "report.md", markdown(report, folder.resolve().name, plots))
-    return report
 
 
 def markdown(report: dict[str, Any], name: str, plots: list[Path]) -> str:
@@ -107,9 +91,3 @@ def _cell(text: str) -> str:
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return text
-
-
-def _put(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

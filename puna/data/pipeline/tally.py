@@ -61,9 +61,9 @@ class Tally:
         self.characters_in += other.characters_in
         self.documents_out += other.documents_out
         self.characters_out += other.characters_out
-        self.dropped += other.dropped
-        self.characters_dropped += other.characters_dropped
-        self.events += other.events
+        self.dropped.update(other.dropped)
+        self.characters_dropped.update(other.characters_dropped)  # keeps the 0 of an empty one
+        self.events.update(other.events)
         for example in other.examples:
             same = [e for e in self.examples if e["reason"] == example["reason"]]
             if len(same) < EXAMPLES:
