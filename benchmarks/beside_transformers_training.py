@@ -33,7 +33,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def puna_side(job: Job, *, noise: float = 0.0, seed: int = 0, **changed: Any) ->
             trainee, optimizer, batches, num_tokens, rate=rate, grad_clip=settings.grad_clip
         )
 
-    return Side(step, lambda: held_out_loss(job, trainee.loss))
+    return Side(step, lambda: held_out_loss(job, trainee.losses))
 
 
 def transformers_side(job: Job, *, dtype: str, compile: bool = False) -> Side:
@@ -228,19 +228,19 @@ def transformers_side(job: Job, *, dtype: str, compile: bool = False) -> Side:
     def total(windows: Tensor) -> Tensor:
         return loss_of(windows) * windows[:, 1:].numel()
 
-    return Side(step, lambda: held_out_loss(job, total))
+    return Side(step, lambda: held_out_loss(job, lambda pieces: [total(p).item() for p in pieces]))
 
 
 @torch.no_grad()
-def held_out_loss(job: Job, total: Callable[[Tensor], Tensor]) -> float:
-    """Mean loss a token of the held-out windows of all sources; `total` is the sum over some."""
+def held_out_loss(job: Job, losses: Callable[[Sequence[Tensor]], list[float]]) -> float:
+    """Mean loss a token of the held-out windows of all sources; `losses` sums over each piece."""
     pieces = [
         piece
         for windows in job.loader.held_out().values()
         for piece in torch.from_numpy(windows).split(job.micro_batch_size)
     ]
     num_tokens = sum(piece[:, 1:].numel() for piece in pieces)
-    return sum(total(piece).item() for piece in pieces) / num_tokens
+    return sum(losses(pieces)) / num_tokens
 
 
 # --- twin ---

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.commands.progress import bar
-from puna.commands.ranks import by_the_first, check_started, is_first, said_by_one, said_once
+from puna.commands.ranks import (
+    by_the_first,
+    check_started,
+    is_first,
+    is_restarted,
+    mark_job,
+    said_by_one,
+    said_once,
+    starred,
+)
 from puna.commands.recipes import (
     Count,
     given_options,
@@ -22,7 +31,7 @@ from puna.commands.recipes import (
     show_plan,
     turns_the_dial,
 )
-from puna.commands.training import training_bar
+from puna.commands.training import say_event, training_bar
 from puna.config import PRESETS, preset
 from puna.parallel.layout import SCHEDULES
 from puna.recipes import RECIPES, WITH_SOURCES
@@ -35,7 +44,7 @@ if TYPE_CHECKING:
 # What may be said of a run that goes on; the rest is in its config.
 _ON_RESUME = {
     "out", "resume", "parallel", "batch_size", "micro_batch_size",
-    "tensorboard", "wandb", "profile",
+    "tensorboard", "wandb", "profile", "hang_timeout",
 }  # fmt: skip
 
 
@@ -83,7 +92,10 @@ _ON_RESUME = {
 @click.option("--profile", metavar="STEP[:COUNT]", help="Steps to profile.")
 @click.option("--checkpoint-every", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--parallel", default="", help="How torchrun's processes share the work: ways of "
-              "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'.")  # fmt: skip
+              "dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'; a * takes the rest.")  # fmt: skip
+@click.option("--hang-timeout", type=click.FloatRange(min=0), default=300, show_default=True,
+              help="Seconds a process may stand still before the others name it and end; six times "
+              "as long where it loads, compiles, evaluates or saves. 0: for ever.")  # fmt: skip
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
               show_default=True, help="In what order a pipeline takes the pieces of a batch; "
               "interleaved: two stages a process.")  # fmt: skip
@@ -91,6 +103,9 @@ _ON_RESUME = {
               show_default=True, help="What the backward pass computes anew.")  # fmt: skip
 @click.option("--loss-chunk", type=int, default=0, show_default=True,
               help="Tokens whose logits exist at once; 0: all of a piece.")  # fmt: skip
+@click.option("--guard/--no-guard", default=True, show_default=True,
+              help="Skip batches whose loss is no number or a spike, and go back to the last "
+              "checkpoint where they keep coming; else end.")  # fmt: skip
 @click.option("--separator", help="Line that parts documents in a .txt file.")
 @click.option("--mix", help="Weight of each source of a corpus, books=0.3,web=0.7; by default the "
               "one it declares.")  # fmt: skip
@@ -126,9 +141,11 @@ def pretrain(
     profile: str | None,
     checkpoint_every: int,
     parallel: str,
+    hang_timeout: float,
     schedule: str,
     recompute: str,
     loss_chunk: int,
+    guard: bool,
     separator: str | None,
     mix: str | None,
     document_mask: bool,
@@ -150,6 +167,9 @@ def pretrain(
         asked["wandb"] = wandb
     with said_once():
         dialed = turns_the_dial(given)
+        line, parallel = parallel, starred(parallel)
+        if line:
+            given["parallel"] = parallel
         if out is not None:
             sinks.chosen(out, asked)
         window = None if profile is None else Window.parse(profile)
@@ -160,18 +180,22 @@ def pretrain(
             raise ValueError("no texts to train on; give at least one file")
     if resume:
         if {"batch_size", "micro_batch_size"} & set(given):
-            _change_batch(out, parallel, given)
-        _train(out, parallel or None, asked, window)
+            _change_batch(out, parallel, given, hang_timeout)
+        _train(out, parallel or None, asked, window, hang_timeout)
         return
 
     def prepare() -> None:
+        if is_restarted(out):
+            click.echo(f"started again: going on with {out}", err=True)
+            return
         if out.exists():
             raise ValueError(f"{out} exists already; give --resume to go on with it")
         if recipe in WITH_SOURCES:
             _prepare_from_sources(out, config, WITH_SOURCES[recipe](), texts[0])
-            return
-        assert vocabulary is not None  # there are texts
-        _prepare(out, config, () if corpus else texts, vocabulary, separator)
+        else:
+            assert vocabulary is not None  # there are texts
+            _prepare(out, config, () if corpus else texts, vocabulary, separator)
+        mark_job(out)
 
     with said_once():
         corpus, vocabulary = read_texts(recipe, texts, tokenizer, separator)
@@ -211,20 +235,26 @@ def pretrain(
                 statistics_every=statistics_every,
                 checkpoint_every=checkpoint_every,
             )
-            if micro_batch_size is None:
+            piece = micro_batch_size
+            if piece is None or "*" in line:  # what is left may have smaller shares of a batch
                 layout = Layout.parse(parallel)
-                micro_batch_size = usual_micro_batch(layout, batch_size, schedule)
+                piece = usual_micro_batch(layout, batch_size, schedule, at_most=piece)
             config = PretrainConfig(
                 shape,
                 settings,
                 batch_size,
-                micro_batch_size,
+                piece,
                 seed,
                 held_out,
                 mix=weights,
                 document_mask=document_mask,
                 shards=shards,
             )
+    if not guard:
+        unguarded = dataclasses.replace(
+            config.settings, spike_deviations=0, max_skips=0, max_rollbacks=0
+        )
+        config = dataclasses.replace(config, settings=unguarded)
     if dry_run:
         if is_first():
             show_plan(config, corpus, vocabulary)
@@ -238,13 +268,13 @@ def pretrain(
         if window:
             window.check(settings.steps)
     if settings.parallel:
-        by_the_first(prepare, settings.device)
+        by_the_first(prepare, settings.device, hang_timeout)
     else:
         prepare()
-    _train(out, None, asked, window)
+    _train(out, settings.parallel or None, asked, window, hang_timeout)
 
 
-def _change_batch(out: Path, parallel: str, given: dict[str, Any]) -> None:
+def _change_batch(out: Path, parallel: str, given: dict[str, Any], hang_timeout: float) -> None:
     """What --resume has to say of the batch, before the run goes on."""
     from puna.train.pretrain import change_batch_size, run_config
 
@@ -255,7 +285,7 @@ def _change_batch(out: Path, parallel: str, given: dict[str, Any]) -> None:
     with said_once():
         settings = run_config(out, parallel or None).settings
     if settings.parallel:
-        by_the_first(change, settings.device)
+        by_the_first(change, settings.device, hang_timeout)
     else:
         change()
 
@@ -314,7 +344,13 @@ def _prepare(
         prepare(out, config, texts, vocabulary, separator=separator, on_document=advance)
 
 
-def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Window | None) -> None:
+def _train(
+    out: Path,
+    parallel: str | None,
+    asked: dict[str, str],
+    profile: Window | None,
+    hang_timeout: float,
+) -> None:
     from puna.formats.run_folder import checkpoint_path, steps_saved
     from puna.parallel.place import leave
     from puna.train.plot import plot_loss, plot_statistics
@@ -323,10 +359,18 @@ def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Wind
     from puna.train.sinks import chosen, opened
 
     with said_once():
-        settings = run_config(out, parallel).settings
+        config = run_config(out, parallel)
+        settings, layout = config.settings, config.layout
         check_machine(settings.device, settings.float8)
         if profile:
             profile.check(settings.steps)
+    if layout.num_ranks > 1 and is_first():
+        share = config.last_batch_size // layout.num_data_ranks
+        click.echo(
+            f"{layout.num_ranks} processes: {layout}; each batch's share is {share} windows, "
+            f"{config.micro_batch_size} at once",
+            err=True,
+        )
     sinks = opened(out, chosen(out, asked) if is_first() else {})
     bar = training_bar(settings.steps, shown=is_first())
     with said_by_one(), bar as (start, advance), sinks as (begin, write):
@@ -340,7 +384,13 @@ def _train(out: Path, parallel: str | None, asked: dict[str, str], profile: Wind
             write(record)
 
         finished = run_pretrain(
-            out, parallel=parallel, on_start=on_start, on_record=on_record, profile=profile
+            out,
+            parallel=parallel,
+            hang_timeout=hang_timeout,
+            on_start=on_start,
+            on_record=on_record,
+            on_event=say_event,
+            profile=profile,
         )
     leave()
     if not is_first():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -119,3 +120,15 @@ def training_bar(
         if shown and console.is_terminal:
             stack.enter_context(Live(get_renderable=lines, console=console, refresh_per_second=4))
         yield training.start, add
+
+
+def say_event(event: dict[str, Any]) -> None:
+    """A line about a batch that was skipped, or a rollback (`train.log`)."""
+    if event["event"] == "skip":
+        line = f"after step {event['step']}: skipped a batch: {event['reason']}"
+    else:
+        line = (
+            f"went back to step {event['step']}, and on with later data, {event['left_out']} "
+            f"batches left out: {event['reason']}"
+        )
+    click.echo(line, err=True)

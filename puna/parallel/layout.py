@@ -67,6 +67,27 @@ class Layout:
         return " ".join(f"{name}={size}" for name, size in sizes if size > 1) or "fsdp=1"
 
 
+def resolved(line: str, num_ranks: int) -> str:
+    """The line with a number for the kind that is `*`: what the others leave of `num_ranks`.
+
+    ValueError where nothing whole is left, or several are `*`.
+    """
+    words = line.replace(",", " ").split()
+    rest = [word for word in words if word.endswith("=*")]
+    if not rest:
+        return line
+    if len(rest) > 1:
+        raise ValueError(f"--parallel: only one kind can be *, not {' and '.join(rest)}")
+    others = Layout.parse(" ".join(word for word in words if word not in rest)).num_ranks
+    if num_ranks % others or num_ranks < others:
+        raise ValueError(
+            f"--parallel '{line}' is for a multiple of {others} processes, and there are "
+            f"{num_ranks}"
+        )
+    number = str(num_ranks // others)
+    return " ".join(word.replace("*", number) if word in rest else word for word in words)
+
+
 def check_ranks(layout: Layout, num_ranks: int) -> None:
     """ValueError where `num_ranks` processes are not what the layout is for."""
     if layout.num_ranks != num_ranks:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from puna.parallel.beats import PHASES
 from puna.parallel.layout import Layout, check_ranks
 from puna.parallel.ranks import meet
 
 _T = TypeVar("_T")
+HANG_TIMEOUT = 300.0  # seconds that a rank may stand still; *ours*
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,13 @@ class Place:
         return found
 
 
-def take_place(layout: Layout, device: str) -> Place:
+def take_place(layout: Layout, device: str, hang_timeout: float = HANG_TIMEOUT) -> Place:
     """Meets the other processes and forms the groups.
 
+    `hang_timeout` is that of `meet_to_train`.
     ValueError where the processes are not as many as the layout's, or have no GPU of their own.
     """
-    own = meet_to_train(device)
+    own = meet_to_train(device, hang_timeout)
     check_ranks(layout, dist.get_world_size())
     shape = (layout.pp, layout.dp, layout.fsdp * layout.cp, layout.tp)
     mesh = init_device_mesh(own.type, shape, mesh_dim_names=("pp", "dp", "shard", "tp"))
@@ -97,10 +101,15 @@ def _context_group(layout: Layout) -> dist.ProcessGroup | None:
     return group
 
 
-def meet_to_train(device: str) -> torch.device:
-    """Joins the processes that torchrun started; this one's own device."""
+def meet_to_train(device: str, hang_timeout: float = HANG_TIMEOUT) -> torch.device:
+    """Joins the processes that torchrun started; this one's own device.
+
+    The watchdog (`parallel.watchdog`) is to speak before a collective gives up: that may take twice
+    what it allows at most, and without it, with a `hang_timeout` of 0, as long as torch says.
+    """
     cuda = torch.device(device).type == "cuda"
-    return meet(device, "cpu:gloo,cuda:nccl" if cuda else "gloo")
+    limit = timedelta(seconds=2 * max(PHASES.values()) * hang_timeout) if hang_timeout else None
+    return meet(device, "cpu:gloo,cuda:nccl" if cuda else "gloo", limit)
 
 
 def first_alone(action: Callable[[], None]) -> bool:
@@ -124,7 +133,10 @@ def first_to_say(what: str) -> bool:
         return True
     # The store is there even where the others wait for a collective.
     store = dist.distributed_c10d._get_default_store()
-    return store.add(f"said {hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
+    try:
+        return store.add(f"said {hashlib.sha256(what.encode()).hexdigest()}", 1) == 1
+    except RuntimeError:  # it was on a machine that is gone
+        return True
 
 
 def leave() -> None:

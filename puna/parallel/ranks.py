@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from puna.parallel.meeting import fresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +50,25 @@ def check_device(device: str) -> None:
         )
 
 
-def meet(device: str, backend: str) -> torch.device:
+def meet(device: str, backend: str, limit: timedelta | None = None) -> torch.device:
     """Joins the processes that torchrun started, unless it did; this one's own device.
 
+    A collective may take as long as `limit`, by default torch's own.
     Raises ValueError where this process was not started by torchrun, or has no GPU of its own.
     """
     kind = torch.device(device).type
     if not dist.is_initialized():
         try:
-            dist.init_process_group(backend)
+            store, rank, num_ranks = next(iter(rendezvous("env://")))
         except ValueError:
             raise ValueError(
                 "a model shared by several processes needs them; start them by: torchrun "
                 "--nproc-per-node NUMBER -m puna ..."
             ) from None
+        store = fresh(store, rank, num_ranks)
+        dist.init_process_group(
+            backend, timeout=limit, store=store, rank=rank, world_size=num_ranks
+        )
     own = torch.device(kind)
     if kind == "cuda":
         own = torch.device(kind, dist.get_node_local_rank())

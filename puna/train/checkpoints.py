@@ -37,10 +37,29 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands: optimizer steps done and tokens trained on."""
+    """Where a run stands: optimizer steps done and tokens trained on.
+
+    `num_skipped` batches were left out besides, and `recent_losses` tell what the next batch's may
+    be (`train.guard`).
+    """
 
     step: int
     tokens: int
+    num_skipped: int = 0
+    recent_losses: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recent_losses", tuple(self.recent_losses))  # JSON has lists
+
+    @property
+    def position(self) -> int:
+        """Of the next batch in the data."""
+        return self.step + self.num_skipped
+
+    def after(self, loss: float, num_tokens: int, *, remember: int) -> RunState:
+        """After one step more, whose loss and the last `remember` in all are remembered."""
+        recent = (*self.recent_losses, loss)[-remember:]
+        return RunState(self.step + 1, self.tokens + num_tokens, self.num_skipped, recent)
 
 
 class Restorable(Protocol):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,13 +19,16 @@ from puna.parallel.fsdp import Box
 from puna.parallel.layout import SCHEDULES, Layout
 from puna.parallel.recompute import RECOMPUTE
 from puna.tokenizer import Vocabulary
+from puna.train import log
 from puna.train.checkpoints import RunState, restore
+from puna.train.guard import BadBatchError, objection
 from puna.train.interrupts import deferred
+from puna.train.log import Record
 from puna.train.profile import Window
+from puna.train.recovery import Recovery
 from puna.train.schedule import cosine
 from puna.train.watch import watching
 
-Record = dict[str, Any]
 _T = TypeVar("_T")
 
 
@@ -39,6 +42,11 @@ class Settings:
     anew (`parallel.recompute`); `loss_chunk` of how many tokens there are logits at once, 0: of a
     whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end, a
     `statistics_every` of 0 never.
+
+    A batch is bad whose loss or gradient is not finite, or whose loss is `spike_deviations` robust
+    standard deviations above the median of the last `spike_window` (0: none is a spike). Bad
+    batches are skipped, `max_skips` in a row; the next makes the run go back to the last
+    checkpoint, `max_rollbacks` times to the same one. With both 0 the first bad batch ends the run.
     """
 
     steps: int
@@ -62,6 +70,10 @@ class Settings:
     statistics_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    spike_window: int = 128
+    spike_deviations: float = 10.0
+    max_skips: int = 5
+    max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
         if self.dtype not in ("bf16", "fp32"):
@@ -78,9 +90,13 @@ class Settings:
         Layout.parse(self.parallel)
         for name in (
             "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
+            "spike_window",
         ):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("spike_deviations", "max_skips", "max_rollbacks"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"warmup_steps must be between 0 and {self.steps} steps")
 
@@ -88,8 +104,9 @@ class Settings:
 class Stage(Protocol):
     """What differs between stages."""
 
-    def micro_batches(self, step: int) -> list[Tensor]:
-        """The batch of a step, in pieces that fit the memory; a function of `step` alone."""
+    def micro_batches(self, position: int) -> list[Tensor]:
+        """The batch at a position of the data, in pieces that fit the memory; a function of
+        `position` alone, which is that of a step and of the batches skipped before it."""
         ...
 
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
@@ -105,8 +122,9 @@ class Stage(Protocol):
         """Tokens of a piece that the loss sums over."""
         ...
 
-    def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
-        """Metrics on held-out data, with `loss` as the training step computes it."""
+    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
+        """Metrics on held-out data; `losses` gives the sum of the loss over each of some pieces,
+        as the training step computes it."""
         ...
 
 
@@ -158,8 +176,10 @@ class Trainee(Protocol):
         """Adds up the gradients of the mean loss over `num_tokens`, all ranks'; that loss."""
         ...
 
-    def loss(self, batch: Tensor) -> Tensor:
-        """Sum of the loss over a piece, as the training step computes it."""
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """Sum of the loss over each of some pieces that all ranks have, which share the work."""
         ...
 
     def clip(self, limit: float) -> float:
@@ -195,10 +215,6 @@ class Trainee(Protocol):
         ...
 
 
-class DivergedError(ValueError):
-    """The loss is no longer a number; the last good checkpoint is kept."""
-
-
 def make_optimizer(model: Llama, settings: Settings) -> torch.optim.AdamW:
     """AdamW over all weights; the paper names no exception from weight decay."""
     return torch.optim.AdamW(
@@ -220,57 +236,89 @@ def train(
     *,
     on_start: Callable[[int], None] = lambda step: None,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_event: Callable[[Record], None] = lambda event: None,
+    on_phase: Callable[[int, int, str], None] = lambda position, step, phase: None,
     profile: Window | None = None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
     It goes on from the newest valid checkpoint of the run, if there is one; `on_start` gets the
-    number of steps done before. Of several processes all call this; the one that leads logs and
-    gives records, and profiles the steps of `profile` into `run`/profile. Returns False if a signal
-    stopped it early (its state is saved). Raises DivergedError when the loss or the gradient is not
-    finite, before the weights are touched.
+    number of steps done before. Of several processes all call this; the one that leads logs, gives
+    records of steps and of events (`train.log`), and profiles the steps of `profile` into
+    `run`/profile. `on_phase` hears what is begun: where in the data, which step, and a phase of
+    `parallel.watchdog`. Returns False if a signal stopped it early (its state is saved). Raises
+    DivergedError where bad batches keep coming.
     """
     optimizer = make_optimizer(trainee.network, settings)
-    state = restore(run, trainee, optimizer) or RunState(step=0, tokens=0)
+    reload = functools.partial(restore, run, trainee, optimizer)
+    state = reload() or RunState(step=0, tokens=0)
     on_start(state.step)
-    log_path = run / "log.jsonl" if trainee.leads else None
+    judge = functools.partial(
+        objection, window=settings.spike_window, deviations=settings.spike_deviations
+    )
+    log_path = run / "log.jsonl"
 
-    watched = watching(trainee, optimizer, settings, run, profile)
-    with (
-        _log(log_path, state.step) as log,
-        deferred() as stop_requested,
-        _settled(trainee),
-        watched as watch,
-    ):
-        for step in range(state.step, settings.steps):
-            watch.begin(step + 1)
-            batches = stage.micro_batches(step)
+    with contextlib.ExitStack() as stack:
+        stop_requested = stack.enter_context(deferred())
+        file = stack.enter_context(log.opened(log_path, state.position)) if trainee.leads else None
+        stack.enter_context(_settled(trainee))
+        watch = stack.enter_context(watching(trainee, optimizer, settings, run, profile))
+        unlogged: OSError | None = None
+
+        def tell(record: Record) -> None:
+            nonlocal unlogged
+            if file is not None:
+                unlogged = log.write(file, record) or unlogged
+                (on_event if "event" in record else on_record)(record)
+
+        recovery = Recovery(
+            run, reload, tell, max_skips=settings.max_skips, max_rollbacks=settings.max_rollbacks
+        )
+        while state.step < settings.steps:
+            enter = functools.partial(on_phase, state.position, state.step + 1)
+            enter("data")
+            watch.begin(state.step + 1)
+            batches = stage.micro_batches(state.position)
+            enter("gradients")
             num_tokens = trainee.count(sum(stage.num_tokens(batch) for batch in batches))
             watch.lap("data")
             rate = cosine(
-                step,
+                state.step,
                 peak=settings.learning_rate,
                 warmup=settings.warmup_steps,
                 total=settings.steps,
                 final_fraction=settings.final_fraction,
             )
-            loss, grad_norm = optimizer_step(
-                trainee, optimizer, batches, num_tokens, rate=rate, grad_clip=settings.grad_clip
-            )
-            state = RunState(step + 1, state.tokens + num_tokens)
+            try:
+                loss, grad_norm = optimizer_step(
+                    trainee,
+                    optimizer,
+                    batches,
+                    num_tokens,
+                    rate=rate,
+                    grad_clip=settings.grad_clip,
+                    objection=functools.partial(judge, recent=state.recent_losses),
+                )
+            except BadBatchError as bad:
+                enter("rollback")
+                state = recovery.after(bad, state)
+                continue
+            recovery.applied()
+            state = state.after(loss, num_tokens, remember=settings.spike_window)
             record: Record = {"step": state.step, "loss": loss, "learning_rate": rate}
             record |= {"grad_norm": grad_norm, "tokens": state.tokens}
             record |= watch.end(num_tokens, grad_norm)
+            if state.num_skipped:
+                record["num_skipped"] = state.num_skipped
             last = state.step == settings.steps
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
+                evaluated = functools.partial(enter, "evaluation")
                 with torch.no_grad():
-                    record |= stage.evaluate(trainee.loss)
-            unlogged = None
-            if log is not None:
-                unlogged = _unlogged(log, record)
-                on_record(record)
+                    record |= stage.evaluate(functools.partial(trainee.losses, on_batch=evaluated))
+            tell(record)
             stopping = trainee.agreed(stop_requested() or unlogged is not None)
             if last or stopping or state.step % settings.checkpoint_every == 0:
+                enter("checkpoint")
                 trainee.save(
                     run,
                     optimizer,
@@ -279,6 +327,7 @@ def train(
                     keep=settings.keep_checkpoints,
                     wait=last or stopping,
                 )
+                recovery.saved()
             if unlogged is not None:
                 raise ValueError(
                     f"{log_path} could not be written: {unlogged.strerror}; make room on that "
@@ -297,19 +346,22 @@ def optimizer_step(
     *,
     rate: float,
     grad_clip: float,
+    objection: Callable[[float, float], str | None] = lambda loss, grad_norm: None,
 ) -> tuple[float, float]:
-    """One optimizer step; mean loss per token and gradient norm before clipping."""
+    """One optimizer step; mean loss per token and gradient norm before clipping.
+
+    Raises BadBatchError where there is an `objection`, before the weights are touched.
+    """
     loss = trainee.accumulate(batches, num_tokens)
     grad_norm = trainee.clip(grad_clip)
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise DivergedError(
-            f"training diverged: loss {loss}, gradient norm {grad_norm}; the last checkpoint is "
-            "kept. Lower settings.learning_rate in the run's config.json and resume, or begin anew"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    reason = objection(loss, grad_norm)
+    if reason is None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if reason is not None:
+        raise BadBatchError(reason, loss, grad_norm)
     return loss, grad_norm
 
 
@@ -321,40 +373,3 @@ def _settled(trainee: Trainee) -> Iterator[None]:
     finally:
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
             trainee.settle()
-
-
-@contextlib.contextmanager
-def _log(path: Path | None, steps_done: int) -> Iterator[TextIO | None]:
-    """The log, opened to append; what it says of steps after the checkpoint is dropped."""
-    if path is None:
-        yield None
-        return
-    kept = [record for record in read_log(path) if record["step"] <= steps_done]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
-    with open(path, "a") as file:
-        yield file
-
-
-def _unlogged(log: TextIO, record: Record) -> OSError | None:
-    """Adds a line to the log; gives the error where the disk does not take it, for all to hear."""
-    try:
-        log.write(json.dumps(record) + "\n")
-        log.flush()
-    except OSError as error:
-        return error
-    return None
-
-
-def read_log(path: Path) -> list[Record]:
-    """The records of a run's log; a last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records

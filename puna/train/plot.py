@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from puna.train.loop import Record, read_log
+from puna.train.log import Record, read_log
 from puna.train.losses import perplexity
 from puna.train.statistics import layer_order
 

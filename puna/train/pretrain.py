@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -36,11 +37,13 @@ from puna.parallel.layout import (
     usual_micro_batch,
 )  # fmt: skip
 from puna.parallel.part import Options, take_part
-from puna.parallel.place import Place, take_place
+from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
+from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
-from puna.train.loop import Record, Settings, Trainee, train
+from puna.train.log import Record
+from puna.train.loop import Settings, Trainee, train
 from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum, perplexity
 from puna.train.several import Several
 from puna.train.single import Single
@@ -132,8 +135,8 @@ class Pretrain:
     document_mask: bool = False
     loss_chunk: int = 0
 
-    def micro_batches(self, step: int) -> list[Tensor]:
-        return list(torch.from_numpy(self.batch(step)).split(self.micro_batch_size))
+    def micro_batches(self, position: int) -> list[Tensor]:
+        return list(torch.from_numpy(self.batch(position)).split(self.micro_batch_size))
 
     def num_tokens(self, batch: Tensor) -> int:
         return batch[:, 1:].numel()
@@ -156,19 +159,24 @@ class Pretrain:
             return chunked_next_token_loss_sum(hidden, head.weight, targets, chunk=self.loss_chunk)
         return next_token_loss_sum(next_token_logits(network, hidden), targets)
 
-    def evaluate(self, loss: Callable[[Tensor], Tensor]) -> Record:
+    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
         """Mean loss per held-out token, in nats, and perplexity; of each source where there are
         several.
 
         Nothing where no windows are held out.
         """
-        total: dict[str, float] = {}
-        count: dict[str, int] = {}
-        for source, windows in self.loader.held_out().items():
-            batches = torch.from_numpy(windows).split(self.micro_batch_size)
-            count[source] = sum(self.num_tokens(batch) for batch in batches)
-            total[source] = sum(loss(batch).item() for batch in batches) if len(windows) else 0.0
-        if not sum(count.values()):
+        pieces: list[tuple[str, Tensor]] = [
+            (source, batch)
+            for source, windows in self.loader.held_out().items()
+            if len(windows)
+            for batch in torch.from_numpy(windows).split(self.micro_batch_size)
+        ]
+        total: dict[str, float] = collections.defaultdict(float)
+        count: dict[str, int] = collections.defaultdict(int)
+        for (source, batch), loss in zip(pieces, losses([b for _, b in pieces]), strict=True):
+            total[source] += loss
+            count[source] += self.num_tokens(batch)
+        if not count:
             return {}
         mean = sum(total.values()) / sum(count.values())
         record: Record = {"held_out_loss": mean, "held_out_perplexity": perplexity(mean)}
@@ -238,9 +246,17 @@ def run_config(run: Path, parallel: str | None = None) -> PretrainConfig:
 
 
 def with_layout(config: PretrainConfig, parallel: str) -> PretrainConfig:
-    """The same run cut otherwise. ValueError where it does not divide so."""
+    """The same run cut otherwise. ValueError where it does not divide so.
+
+    Where the pieces of a batch do not fit a rank's share of it, they become smaller.
+    """
     settings = dataclasses.replace(config.settings, parallel=parallel)
-    return dataclasses.replace(config, settings=settings)
+    layout = Layout.parse(parallel)
+    check_data(layout, config.last_batch_size)
+    piece = usual_micro_batch(
+        layout, config.last_batch_size, settings.schedule, at_most=config.micro_batch_size
+    )
+    return dataclasses.replace(config, settings=settings, micro_batch_size=piece)
 
 
 def with_batch_size(
@@ -291,19 +307,29 @@ def check_machine(device: str, float8: bool) -> None:
         check_float8(torch.device(device))
 
 
-def pretrain(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
+def pretrain(
+    run: Path, *, parallel: str | None = None, hang_timeout: float = HANG_TIMEOUT, **options: Any
+) -> bool:
     """Starts or continues a prepared run; `options` are those of `train.loop.train`.
 
-    With a layout, each of its processes calls this; `parallel` is another than the run's own.
-    Returns False if a signal stopped it early.
+    With a layout, each of its processes calls this; `parallel` is another than the run's own. Where
+    one of several does not move for `hang_timeout` seconds (0: however long), the others name it
+    and end (`parallel.watchdog`); where one is gone they raise a LostError that names it. Returns
+    False if a signal stopped it early.
     """
     config = run_config(run, parallel)
     settings = config.settings
     check_machine(settings.device, settings.float8)
-    place = take_place(config.layout, settings.device) if settings.parallel else None
-    vocabulary = read_model((run / _TOKENIZER).read_bytes())
-    loader = _loader(run, config, vocabulary, place)
-    with contextlib.closing(Prefetched(loader.batch)) as batch:
+    with contextlib.ExitStack() as stack:
+        place = None
+        if settings.parallel:
+            place = take_place(config.layout, settings.device, hang_timeout)
+            if config.layout.num_ranks > 1:
+                watch = watched(place.rank, config.layout.num_ranks, timeout=hang_timeout)
+                options["on_phase"] = stack.enter_context(watch).enter
+        vocabulary = read_model((run / _TOKENIZER).read_bytes())
+        loader = _loader(run, config, vocabulary, place)
+        batch = stack.enter_context(contextlib.closing(Prefetched(loader.batch)))
         stage = Pretrain(
             loader,
             batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -92,20 +93,38 @@ class Several:
         return self._over_ranks(loss)
 
     @torch.no_grad()
-    def loss(self, batch: Tensor) -> Tensor:
-        """Sum of the loss over a piece that all ranks have; no gradients."""
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """Sum of the loss over each piece; every data rank takes its share of them.
+
+        As many forward passes on all ranks, since these gather weights together: where the pieces
+        do not divide, some count for nothing.
+        """
+        if not batches:
+            return []
+        num_ranks = self.place.layout.num_data_ranks
+        sums = [0.0] * len(batches)
+        for first in range(0, len(batches), num_ranks):
+            on_batch()
+            number = first + self.place.data_rank
+            loss = self._forward_loss(batches[min(number, len(batches) - 1)])
+            if number < len(batches):
+                sums[number] = loss / self.place.layout.tp
+        self._reshard()
+        return self.place.total(*sums)
+
+    def _forward_loss(self, batch: Tensor) -> float:
+        """The sum of the loss over this rank's part of a piece, on the last stage; else 0."""
         tokens, targets, positions, mask = self._windows(batch)
         if self.place.layout.pp > 1:
             memory = self.part.hidden_like(tokens)
             hidden = forward_only(self.part.chunks, self.place, tokens, memory, positions, mask)
         else:
             hidden = self.part.chunks[0](tokens, positions, mask)
-        loss = 0.0
-        if self.place.has_last_stage:
-            loss = self._loss_sum(hidden, targets).item()
-        self._reshard()
-        mean = self._over_ranks(loss) / self.place.layout.num_data_ranks
-        return torch.tensor(mean, dtype=torch.float64)
+        if not self.place.has_last_stage:
+            return 0.0
+        return self._loss_sum(hidden, targets).item()
 
     def clip(self, limit: float) -> float:
         parameters = list(self.network.parameters())

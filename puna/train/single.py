@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,12 +53,21 @@ class Single:
     def accumulate(self, batches: list[Tensor], num_tokens: int) -> float:
         loss = 0.0
         for batch in batches:
-            piece = self.loss(batch) / num_tokens
+            piece = self._loss(batch) / num_tokens
             piece.backward()
             loss += piece.item()
         return loss
 
-    def loss(self, batch: Tensor) -> Tensor:
+    def losses(
+        self, batches: Sequence[Tensor], on_batch: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        sums = []
+        for batch in batches:
+            on_batch()
+            sums.append(self._loss(batch).item())
+        return sums
+
+    def _loss(self, batch: Tensor) -> Tensor:
         with self._autocast():
             on_device = batch.to(self._settings.device)
             return self._stage.loss(self._forward, self.network, on_device)

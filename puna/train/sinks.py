@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from puna.train.loop import Record
+    from puna.train.log import Record
 
 Sink = Callable[["Record"], None]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from puna.parallel.fsdp import local, num_copies
 
 if TYPE_CHECKING:
-    from puna.train.loop import Record, Settings, Trainee
+    from puna.train.log import Record
+    from puna.train.loop import Settings, Trainee
 
 MEASURES = ("gradient", "weight", "update")
 

@@ -17,7 +17,8 @@ from puna.train.profile import Profile, Window
 from puna.train.statistics import Statistics
 
 if TYPE_CHECKING:
-    from puna.train.loop import Record, Settings, Trainee
+    from puna.train.log import Record
+    from puna.train.loop import Settings, Trainee
 
 
 class Watch:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from puna.parallel.place import first_alone, meet_to_train
-from puna.train.loop import Record
+from puna.train.log import Record
 from puna.train.pretrain import pretrain
 
 

@@ -20,6 +20,7 @@ from puna.parallel.layout import (
     check_model,
     check_pieces,
     check_ranks,
+    resolved,
     usual_micro_batch,
 )
 from puna.parallel.place import first_to_say
@@ -232,3 +233,22 @@ def test_the_70b_batch_divides_over_2000_ranks_only_as_1000_windows() -> None:
     ):
         check_data(layout, 1024)
     assert usual_micro_batch(Layout.parse("pp=4"), 14) == 2  # 3 would not divide
+
+
+def test_a_star_takes_the_ranks_that_are_left() -> None:
+    assert resolved("fsdp=* tp=2", 8) == "fsdp=4 tp=2"
+    assert resolved("tp=2, dp=*", 2) == "tp=2 dp=1"
+    assert resolved("fsdp=2 tp=2", 8) == "fsdp=2 tp=2"  # as it is: `check_ranks` is to refuse it
+    for line, num_ranks, message in (
+        ("fsdp=* tp=2", 5, r"'fsdp=\* tp=2' is for a multiple of 2 processes, and there are 5"),
+        ("fsdp=* tp=4", 2, "multiple of 4 processes, and there are 2"),
+        ("fsdp=* dp=*", 4, r"only one kind can be \*, not fsdp=\* and dp=\*"),
+        ("fsdp=* tp=two", 4, "tp must be a number"),
+        ("ddp=*", 4, "no kind 'ddp'"),
+        ("tp=* tp=2", 4, "tp is given twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_ranks(Layout.parse(resolved(line, num_ranks)), num_ranks)
+    # A run that is cut otherwise has smaller pieces, where a rank's share of a batch is smaller.
+    assert usual_micro_batch(Layout.parse("fsdp=4"), 16, at_most=8) == 4
+    assert usual_micro_batch(Layout.parse("fsdp=2"), 16, at_most=3) == 2

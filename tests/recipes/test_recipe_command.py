@@ -15,7 +15,7 @@ from puna.formats import open_checkpoint
 from puna.recipes import RECIPES
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
-from puna.train.loop import read_log
+from puna.train.log import read_log
 from puna.train.pretrain import run_config
 from tests.recipes.corpora import MIX, new_corpus
 

@@ -166,6 +166,6 @@ def test_what_does_not_fit_is_said(recipe: str, given: dict[str, Any], words: st
 def test_every_option_of_the_command_is_of_the_run_or_known_not_to_be() -> None:
     names = {str(parameter.name) for parameter in command.params}
     beside = {"texts", "out", "resume", "recipe", "size", "dry_run", "tokenizer", "separator"}
-    beside |= {"tensorboard", "wandb", "profile"}
+    beside |= {"tensorboard", "wandb", "profile", "guard", "hang_timeout"}
     assert beside <= names and names - OPTIONS == beside
     assert set(PRESETS) >= {"7b", "13b", "34b", "34b-gqa", "70b"}

@@ -12,7 +12,7 @@ import pytest
 
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import steps_saved
-from puna.train.loop import read_log
+from puna.train.log import read_log
 from tests.recipes.corpora import new_corpus
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ from puna.train.checkpoints import (
     steps_saved,
     verify,
 )
-from puna.train.loop import Settings, read_log
+from puna.train.log import read_log
+from puna.train.loop import Settings
 from puna.train.pretrain import PretrainConfig, prepare
 from tests.samples import story_lines
 

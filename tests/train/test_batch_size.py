@@ -12,7 +12,7 @@ import pytest
 
 from puna.commands.pretrain import pretrain as command
 from puna.tokenizer import Vocabulary
-from puna.train.loop import Record, read_log
+from puna.train.log import Record, read_log
 from puna.train.pretrain import PretrainConfig, change_batch_size, pretrain, with_batch_size
 from puna.train.pretrain import run_config as read_config
 from tests.train.runs import losses, new_run, run_config

@@ -17,7 +17,7 @@ from puna.formats.network import load_model
 from puna.heads import next_token_logits
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
-from puna.train.loop import Record
+from puna.train.log import Record
 from puna.train.pretrain import pretrain
 from tests.samples import AWKWARD, positions_like
 from tests.train.runs import losses, new_run, newest, run_config, weights

@@ -13,7 +13,7 @@ from puna.commands.models import named_vocabulary
 from puna.data.tokenize import write_shards
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
-from puna.train.loop import read_log
+from puna.train.log import read_log
 from puna.train.pretrain import pretrain
 from puna.train.pretrain import run_config as read_config
 from tests.samples import story_lines

@@ -24,7 +24,7 @@ import torch
 
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.tokenizer import Vocabulary
-from puna.train.loop import read_log
+from puna.train.log import read_log
 from puna.train.pretrain import Pretrain, pretrain
 from tests.samples import story_lines
 from tests.train.runs import losses, new_run, newest, run_config, weights

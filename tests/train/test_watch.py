@@ -17,7 +17,8 @@ from puna.model import Llama, initialize
 from puna.tokenizer import Vocabulary
 from puna.train import watch
 from puna.train.flops import PEAKS, flops_per_token, peak_tflops
-from puna.train.loop import Settings, make_optimizer, optimizer_step, read_log
+from puna.train.log import read_log
+from puna.train.loop import Settings, make_optimizer, optimizer_step
 from puna.train.losses import perplexity
 from puna.train.pretrain import pretrain
 from puna.train.profile import Profile, Window
