@@ -75,8 +75,8 @@ def dial(
 def scaled(model: ModelConfig, tokens: float, *, parallel: str = "") -> PretrainConfig:
     """The run of a model on so many tokens, by the rules above."""
     kind = _kind(model.num_parameters)
-    embeddings = model.vocab_size * model.dim * (1 if model.tied else 2)
-    compute = tokens * (flops_per_token(model) - 6 * embeddings)
+    head = 6 * model.vocab_size * model.dim  # which their law leaves out
+    compute = tokens * (flops_per_token(model) - head)
     windows = 0.2920 * compute**0.3271 / model.context_length
     batch_size = 2 ** max(0, round(math.log2(windows)))
     steps = math.ceil(tokens / (batch_size * model.context_length))
