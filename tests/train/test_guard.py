@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.tokenizer import Vocabulary
 from puna.train import pretrain as stage
-from puna.train.checkpoints import RunState, checkpoint_path, newest, steps_saved
+from puna.train.checkpoints import RunState
 from puna.train.guard import DivergedError, objection, spike_limit
 from puna.train.log import Record, read_events, read_log
 from puna.train.pretrain import pretrain
-from tests.train.runs import losses, new_run, run_config, weights
+from tests.train.runs import losses, new_run, newest, run_config, weights
 
 FEW = {"steps": 10, "checkpoint_every": 4, "max_skips": 2}
 

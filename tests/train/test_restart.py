@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from puna.commands.pretrain import pretrain as pretrain_command
+from puna.commands.ranks import is_restarted, mark_job
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import read_log
 from tests.samples import story_lines
@@ -73,13 +75,29 @@ def test_a_killed_rank(text: Path, tmp_path: Path, undisturbed: Path) -> None:
     assert said.count(f"started again: going on with {tmp_path / 'run'}") == 1
     assert "Traceback" not in said
     check(tmp_path / "run", undisturbed)
-    # Another job does not go on with it unasked, however often torchrun tries.
-    done = subprocess.run(
-        command(text, tmp_path / "run", "none 1 1"),
-        cwd=ROOT, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode != 0 and "exists already; give --resume" in done.stderr
-    assert "started again" not in done.stderr
+    assert (tmp_path / "run" / "job.txt").read_text().strip()
+
+
+def test_which_job_may_go_on_unasked(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that began the run; another is refused, however often torchrun starts it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("a", "none"):  # a job without a name is known by its agent
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        mark_job(out)
+        assert is_restarted(out)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+        assert not is_restarted(out)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        assert is_restarted(out)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ValueError, match="exists already; give --resume"):
+        pretrain_command.main([str(text), "--out", str(out)], standalone_mode=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert not is_restarted(out)
 
 
 @pytest.mark.slow
