@@ -15,7 +15,8 @@ check: .venv/dev.done
 	$(BIN)/pytest
 
 # What takes minutes each: thousands of requests at once, clients that leave, the API's description tried
-# at random, replicas on Ray (skipped without puna[ray]), every layout of training for 20 steps.
+# at random, replicas on Ray (skipped without puna[ray]), data builds on Ray and by Slurm's scripts, every
+# layout of training for 20 steps, killed and hung processes.
 slow: .venv/dev.done
 	$(BIN)/pytest -m slow tests
 
