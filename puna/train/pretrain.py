@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from puna.data.tokenize import write_shards
 from puna.formats.files import atomic_directory, atomic_file
 from puna.formats.run_folder import steps_saved
 from puna.heads import next_token_logits
-from puna.model import Llama, drawn, empty, initialize
+from puna.model import Llama, drawn
 from puna.parallel.float8 import check_float8
 from puna.parallel.layout import (
     Layout,
@@ -36,17 +37,15 @@ from puna.parallel.layout import (
     check_pieces,
     usual_micro_batch,
 )  # fmt: skip
-from puna.parallel.part import Options, take_part
 from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train.log import Record
-from puna.train.loop import Settings, Trainee, train
+from puna.train.loop import Settings, train
 from puna.train.losses import chunked_next_token_loss_sum, next_token_loss_sum, perplexity
-from puna.train.several import Several
-from puna.train.single import Single
+from puna.train.starting import make_trainee
 
 _CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data"
 
@@ -338,43 +337,18 @@ def pretrain(
             config.document_mask,
             settings.loss_chunk,
         )
-        # Weights that a checkpoint replaces need not be drawn.
+        # Weights that a checkpoint replaces need not be drawn; the first rank says if one does.
         resumed = bool(steps_saved(run))
-        if place is None:
-            trainee = _single(config, stage, resumed)
-        else:
-            trainee = _several(config, place, stage, place.everyone(resumed)[0])
+        if place is not None:
+            resumed = place.everyone(resumed)[0]
+        weights = None if resumed else functools.partial(_drawn, config)
+        trainee = make_trainee(config.model, settings, stage, place, weights)
         return train(trainee, stage, settings, run, vocabulary, **options)
 
 
-def _single(config: PretrainConfig, stage: Pretrain, resumed: bool) -> Trainee:
-    if resumed:
-        model = empty(config.model)
-        model.to_empty(device=config.settings.device)
-    else:
-        model = Llama(config.model)
-        initialize(model, _generator(config))
-        model.to(config.settings.device)
-    return Single(model, stage, config.settings)
-
-
-def _several(config: PretrainConfig, place: Place, stage: Pretrain, resumed: bool) -> Trainee:
-    settings = config.settings
-    options = Options(
-        settings.dtype,
-        settings.recompute,
-        settings.compile,
-        "yes" if settings.float8 else "no",
-        settings.schedule,
-    )
-    part = take_part(config.model, place, options)
-    if not resumed:
-        part.fill(drawn(config.model, _generator(config)))
-    return Several(part, stage, loss_chunk=settings.loss_chunk)
-
-
-def _generator(config: PretrainConfig) -> torch.Generator:
-    return torch.Generator().manual_seed(config.seed)
+def _drawn(config: PretrainConfig, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """First weights: all of them, since each takes its numbers after those before it."""
+    return drawn(config.model, torch.Generator().manual_seed(config.seed))
 
 
 def _loader(
