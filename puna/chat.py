@@ -79,6 +79,11 @@ def encode_dialog(tokenizer: Tokenizer, dialog: Sequence[Message]) -> EncodedDia
     return EncodedDialog(ids, mask)
 
 
+def check_dialog(dialog: Sequence[Message]) -> None:
+    """Raises ValueError for roles out of order, and for text that forges a tag."""
+    _turns(dialog)
+
+
 def fit(
     tokenizer: Tokenizer, dialog: Sequence[Message], max_tokens: int
 ) -> tuple[list[Message], EncodedDialog]:

@@ -14,9 +14,9 @@ from puna.train.losses import perplexity
 from puna.train.statistics import layer_order
 
 _LINE = "#1f4e79"
-# Colours that the colour-blind tell apart (Okabe and Ito), for sources.
-_SOURCES = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "osD^vP"
+# Colours that the colour-blind tell apart (Okabe and Ito).
+COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "osD^vP"
 _STATISTICS = {
     "gradient": "norm of the gradient",
     "weight": "norm of the weights",
@@ -59,7 +59,7 @@ def plot_loss(run: Path) -> Path:
         axes.spines["top"].set_visible(axes is top)
     _tokens_above(top, records)
     figure.suptitle(run.resolve().name, x=0.02, ha="left", fontweight="bold")
-    return _save(figure, run / "loss.png")
+    return save_picture(figure, run / "loss.png")
 
 
 def _draw_losses(axes: Any, records: list[Record]) -> None:
@@ -75,10 +75,10 @@ def _draw_losses(axes: Any, records: list[Record]) -> None:
         axes.plot(
             *zip(*points, strict=True),
             linestyle="-" if len(points) > 1 else "none",
-            marker=_MARKERS[number % len(_MARKERS)],
+            marker=MARKERS[number % len(MARKERS)],
             markersize=4.5,
             markevery=max(1, len(points) // 20),
-            color=_SOURCES[number % len(_SOURCES)],
+            color=COLOURS[number % len(COLOURS)],
             linewidth=1.3,
             label=f"{label} (perplexity {perplexity(value):,.1f})",
         )
@@ -189,7 +189,7 @@ def plot_statistics(run: Path) -> Path | None:
     for axes in panels[-1]:
         axes.set_xlabel("optimizer step")
     figure.suptitle(run.resolve().name, x=0.02, ha="left", fontweight="bold")
-    return _save(figure, run / "statistics.png")
+    return save_picture(figure, run / "statistics.png")
 
 
 def _edges(steps: list[int]) -> list[float]:
@@ -203,7 +203,7 @@ def _edges(steps: list[int]) -> list[float]:
     ]
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_picture(figure: Any, path: Path) -> Path:
     temporary = path.with_suffix(".partial")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(path)

@@ -1,0 +1,69 @@
+"""A killed run of a producer goes on, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna.train.resumable import resumable
+
+Records = list[dict[str, Any]]
+
+
+def work_on(seen: list[list[int]], die_at: int | None = None) -> Any:
+    def work(items: Sequence[int]) -> Records:
+        if die_at is not None and die_at in items:
+            raise KeyboardInterrupt
+        seen.append(list(items))
+        # Depends on the whole chunk, as rounding in a padded batch does.
+        return [{"item": item, "é": sum(items)} for item in items]
+
+    return work
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    items, settings = list(range(8)), {"model": "cria", "temperature": 1.0}
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    resumable(whole, settings, items, work_on([]), chunk=3)
+    for torn in (b"", b'{"item": 3, "\xc3', b'{"item": 3}\n{"item"'):
+        for path in tmp_path.glob("broken*"):
+            path.unlink()
+        with pytest.raises(KeyboardInterrupt):
+            resumable(broken, settings, items, work_on([], die_at=4), chunk=3)
+        with open(broken, "ab") as file:
+            file.write(torn)
+        seen: list[list[int]] = []
+        ticks = itertools.count()
+        resumable(
+            broken, settings, items, work_on(seen), chunk=3, advance=functools.partial(next, ticks)
+        )
+        assert seen == [[3, 4, 5], [6, 7]]
+        assert next(ticks) == 8
+        assert broken.read_bytes() == whole.read_bytes()
+    seen = []
+    resumable(broken, settings, items, work_on(seen), chunk=3)
+    assert seen == []
+
+
+def test_other_settings_do_not_continue_it(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    resumable(path, {"temperature": 1.0}, [1, 2], work_on([]), chunk=2)
+    with pytest.raises(ValueError, match=r"temperature was 1\.0, is 1\.2"):
+        resumable(path, {"temperature": 1.2}, [1, 2], work_on([]), chunk=2)
+    with pytest.raises(ValueError, match="items was 2, is 1"):
+        resumable(path, {"temperature": 1.0}, [1], work_on([]), chunk=2)
+    path.with_suffix(".settings.json").unlink()
+    with pytest.raises(ValueError, match=r"not samples\.settings\.json"):
+        resumable(path, {"temperature": 1.0}, [1, 2], work_on([]), chunk=2)
+
+
+def test_what_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 item or more"):
+        resumable(tmp_path / "a.jsonl", {}, [1], work_on([]), chunk=0)
+    with pytest.raises(ValueError, match="0 records were made of 1 items"):
+        resumable(tmp_path / "a.jsonl", {}, [1], lambda items: [], chunk=1)
