@@ -13,6 +13,9 @@ from typing import Any
 # What a field of each annotated type accepts.
 _KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 _MAX_NUMBER = 2**62  # what any format's integers hold
+# Scalar heads that a network may have besides its own: a reward model's score and its guess whether
+# an answer is safe, PPO's value.
+HEADS = ("score", "safety", "value")
 
 
 class ConfigError(ValueError):
@@ -103,6 +106,10 @@ class ModelConfig:
         if not self.tied:
             shapes["output.weight"] = (self.vocab_size, self.dim)
         return shapes
+
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the weights of all `HEADS`, of which a model has some, mostly none."""
+        return {f"{head}.weight": (1, self.dim) for head in HEADS}
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

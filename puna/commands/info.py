@@ -70,6 +70,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
             None if vocabulary is None else len(vocabulary),
             problem if vocabulary is None else f"{len(vocabulary):,} pieces, SentencePiece BPE",
         ),
+        "heads": (list(checkpoint.heads), ", ".join(checkpoint.heads)),
         "chat_format": (chat_format, chat_format),
         "license": (checkpoint.license, checkpoint.license),
         "notes": (list(checkpoint.notes), "; ".join(checkpoint.notes)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from puna.config import ModelConfig
+from puna.config import HEADS, ModelConfig
 from puna.formats.errors import FormatError
 from puna.quantize.block_type import Bytes, Floats
 from puna.quantize.grouped import Grouped
@@ -142,6 +142,16 @@ class Checkpoint:
         except ValueError as error:
             raise FormatError(self.path, "tokenizer", 0, str(error)) from None
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The scalar heads that it has (`config.HEADS`)."""
+        return tuple(head for head in HEADS if f"{head}.weight" in self.tensors)
+
+    def without_heads(self) -> Checkpoint:
+        """The same without its scalar heads."""
+        shapes = self.config.tensor_shapes()
+        return replace(self, tensors={n: t for n, t in self.tensors.items() if n in shapes})
+
     def with_vocabulary(self, vocabulary: Vocabulary) -> Checkpoint:
         return replace(self, load_vocabulary=lambda: vocabulary)
 
@@ -171,7 +181,7 @@ class Checkpoint:
 
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], path: Path) -> None:
-    """FormatError unless `tensors` are exactly those of a Llama of this shape."""
+    """FormatError unless `tensors` are exactly those of a Llama of this shape, and heads of it."""
     if config.num_layers > len(tensors):  # before anything is made for each layer
         raise FormatError(
             path,
@@ -179,7 +189,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, LazyTensor], path: 
             0,
             f"there are {len(tensors)}; the config says {config.num_layers} layers",
         )
-    expected = config.tensor_shapes()
+    heads = config.head_shapes().items()
+    expected = config.tensor_shapes() | {name: shape for name, shape in heads if name in tensors}
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise FormatError(path, missing[0], 0, f"the file lacks {_some(missing)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +78,8 @@ def read(path: Path) -> Checkpoint:
         if foreign.endswith(_IGNORED_SUFFIX):
             continue
         tensors[names.HUGGINGFACE.canonical(foreign) or foreign] = tensor
+    if "score.weight" in tensors and "output.weight" not in tensors:
+        config = replace(config, tied=True)  # a scorer has no next-token head to weigh
     if config.tied:
         tensors.pop("output.weight", None)  # some exports repeat the shared matrix
     card = read_card(path)
@@ -252,9 +255,16 @@ def config_json(checkpoint: Checkpoint, torch_dtype: str) -> dict[str, Any]:
         "use_cache": True,
         "torch_dtype": torch_dtype,
     }
+    if "score" in checkpoint.heads:
+        values["architectures"] = ["LlamaForSequenceClassification"]
+        values["id2label"] = {"0": "LABEL_0"}  # how transformers counts outputs: one
+        values["label2id"] = {"LABEL_0": 0}
     if checkpoint.vocabulary is not None:
         values["bos_token_id"] = checkpoint.vocabulary.bos_id
         values["eos_token_id"] = checkpoint.vocabulary.eos_id
+        if "score" in checkpoint.heads:
+            # Scores are read before the padding; EOS, the usual one, is what they are read at.
+            values["pad_token_id"] = checkpoint.vocabulary.unk_id
     return values
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+from puna.config import HEADS
+
 _HUGGINGFACE_OUTER = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    # `score` is LlamaForSequenceClassification's own; the others are ours.
+    **{f"{head}.weight": f"{head}.weight" for head in HEADS},
 }
 _HUGGINGFACE_BLOCK = {
     "attention_norm": "input_layernorm",

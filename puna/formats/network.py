@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.heads import attach
 from puna.model import Llama, empty
 from puna.quantize.block_type import Bytes
 from puna.quantize.storage import STORAGE
@@ -25,7 +26,8 @@ def load_model(
 ) -> Llama:
     """The network with the checkpoint's weights, tensor by tensor: never two copies of them."""
     model = empty(checkpoint.config)
-    for name in checkpoint.config.tensor_shapes():
+    attach(model, *checkpoint.heads)
+    for name in checkpoint.tensors:
         weight = read_tensor(checkpoint.tensors[name]).to(device=device, dtype=dtype)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))

@@ -39,10 +39,13 @@ def save_checkpoint(
     if importance is not None:
         _check_importance(checkpoint, importance)
     notes = [
-        f"the {field.replace('_', ' ')} is lost: {row.name} has no place for it"
+        f"the {field.replace('_', ' ')} {'are' if field.endswith('s') else 'is'} lost: "
+        f"{row.name} has no place for {'them' if field.endswith('s') else 'it'}"
         for field in row.lacks
         if getattr(checkpoint, field)
     ]
+    if "heads" in row.lacks:
+        checkpoint = checkpoint.without_heads()
     if checkpoint.vocabulary is None:
         notes.append("there is no tokenizer to write")
     dtypes, more = _storage(checkpoint, row, dtype, pure, importance is not None)

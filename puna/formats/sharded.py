@@ -6,8 +6,10 @@ pairs half-split; optimizer-NNNNN.safetensors, not read here; tokenizer.model. N
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint, check_tensors
 from puna.formats.manifest import MANIFEST, read_manifest
 from puna.formats.pieces import find_pieces, put_together
@@ -18,6 +20,12 @@ NAME = "sharded"
 
 def weights_name(rank: int) -> str:
     return f"weights-{rank:05}.safetensors"
+
+
+def shapes_of(config: ModelConfig, found: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Of the network's weights, and of the heads that are among those `found`."""
+    heads = config.head_shapes().items()
+    return config.tensor_shapes() | {name: shape for name, shape in heads if name in found}
 
 
 def detect(path: Path) -> bool:
@@ -32,7 +40,7 @@ def read(path: Path) -> Checkpoint:
     found = find_pieces(files)
     if config.num_layers > len(found):  # before anything is made for each layer
         check_tensors(config, {}, path)
-    tensors = put_together(found, config.tensor_shapes(), path)
+    tensors = put_together(found, shapes_of(config, found), path)
     return Checkpoint(
         format=NAME,
         path=path,

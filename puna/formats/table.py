@@ -98,7 +98,7 @@ FORMATS: dict[str, Format] = {
             read=meta.read,
             write=meta.write,
             options=("num_shards",),
-            lacks=("chat_template", "license"),
+            lacks=("heads", "chat_template", "license"),
         ),
         Format(
             name=gguf.NAME,
@@ -110,6 +110,7 @@ FORMATS: dict[str, Format] = {
             holds=tuple(STORAGE),
             float32_norms=True,
             options=("file_type",),
+            lacks=("heads",),
         ),
         Format(
             name=ggml.NAME,
@@ -121,7 +122,7 @@ FORMATS: dict[str, Format] = {
             holds=ggml.HOLDS,
             float32_norms=True,
             options=("file_type",),
-            lacks=("chat_template", "license", "name"),
+            lacks=("heads", "chat_template", "license", "name"),
             losses=ggml.losses,
         ),
         Format(
@@ -133,7 +134,7 @@ FORMATS: dict[str, Format] = {
             suffix=".bin",
             holds=("f32",),
             fallback="f32",
-            lacks=("chat_template", "license", "name"),
+            lacks=("heads", "chat_template", "license", "name"),
             losses=llama2c.losses,
         ),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from puna.attention import Attend, causal, causal_mask, masked
 from puna.config import ModelConfig
+from puna.heads import attach
 from puna.model import Llama, empty
 from puna.parallel.collectives import gather
 from puna.parallel.context import gathered, part
@@ -27,13 +28,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a part computes. `dtype` is bf16, fp32, or fp64 to compare layouts; `float8` is "no",
-    "yes", or "emulated" for tests; `schedule` is a pipeline's (`layout.SCHEDULES`)."""
+    "yes", or "emulated" for tests; `schedule` is a pipeline's (`layout.SCHEDULES`); `heads` are the
+    scalar heads (`config.HEADS`) that are trained too."""
 
     dtype: str = "bf16"
     recompute: str = "none"
     compile: bool = False
     float8: str = "no"
     schedule: str = "1f1b"
+    heads: tuple[str, ...] = ()
 
 
 class Chunk(nn.Module):
@@ -129,6 +132,11 @@ def take_part(config: ModelConfig, place: Place, options: Options) -> Part:
 
 def cut_part(config: ModelConfig, place: Place, options: Options) -> Part:
     """This rank's part on the `meta` device: shapes and no memory."""
+    if options.heads and (place.layout.tp > 1 or place.layout.pp > 1):
+        raise ValueError(
+            f"a {options.heads[0]} head is trained with dp and fsdp, not with tp or pp; "
+            f"'{place.layout}' has them"
+        )
     stages = stages_of(place, options.schedule)
     num_stages = place.layout.pp * len(stages)
     chunks = [_cut_chunk(config, place, options, stage, num_stages) for stage in stages]
@@ -140,6 +148,7 @@ def _cut_chunk(
 ) -> Chunk:
     network = empty(config)
     keep_stage(network, stage, num_stages)
+    attach(network, *options.heads)
     if options.dtype == "fp64":
         network.double()
     if options.float8 != "no":

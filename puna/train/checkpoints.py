@@ -24,6 +24,7 @@ from puna.formats.network import state_tensors, weights_as_checkpoint
 from puna.formats.pieces import Pieced, find_pieces, put_together
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.formats.safetensors_file import write_safetensors
+from puna.formats.sharded import shapes_of
 from puna.model import Llama
 from puna.parallel.fsdp import Box, local
 from puna.tokenizer import Vocabulary
@@ -191,6 +192,8 @@ def _fill(path: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> 
     if manifest.model != network.config:
         raise ValueError(f"{path} is of a model of another shape than the run's config.json says")
     saved = saved_tensors(path, manifest)
+    if missing := [name for name, _ in network.named_parameters() if name not in saved]:
+        raise ValueError(f"{path} lacks {missing[0]}, which this run trains")
     for name, weight in network.named_parameters():
         box = trainee.box(weight)
         local(weight).copy_(_read(saved[name], box, weight.dtype))
@@ -209,14 +212,14 @@ def _fill(path: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> 
 
 def saved_tensors(path: Path, manifest: Manifest) -> Mapping[str, Pieced]:
     """A checkpoint's weights by Meta's names, and moments as `moments_of` names them."""
-    shapes = manifest.model.tensor_shapes()
+    files = [path / name for name in sorted(manifest.files) if name.endswith(".safetensors")]
+    found = find_pieces(files, lambda name: HUGGINGFACE.canonical(name) or name)
+    shapes = shapes_of(manifest.model, found)
     moments = {
         f"{key}.{name}": (1,) if key == "step" else shape
         for key in _MOMENTS
         for name, shape in shapes.items()
     }
-    files = [path / name for name in sorted(manifest.files) if name.endswith(".safetensors")]
-    found = find_pieces(files, lambda name: HUGGINGFACE.canonical(name) or name)
     return put_together(found, shapes | moments, path)
 
 

@@ -162,7 +162,8 @@ class _Writer(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Gives one result a file, with its name and facts."""
-        shapes = self._facts.config.tensor_shapes()
+        config = self._facts.config
+        shapes = config.tensor_shapes() | config.head_shapes()
         weights: list[WriteItem] = []
         moments: list[WriteItem] = []
         for item in plan.items:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from puna.heads import heads_of
+from puna.model import Llama
 from puna.parallel.fsdp import local, num_copies
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Statistics:
         if self._squares is None:
             return {}
         squares = self._trainee.total(*self._squares)
-        names = list(self._trainee.network.config.tensor_shapes())
+        names = weight_names(self._trainee.network)
         sums: dict[str, dict[str, float]] = {measure: {} for measure in MEASURES}
         for number, name in enumerate(names):
             for which, measure in enumerate(MEASURES):
@@ -82,6 +84,11 @@ class Statistics:
         return {"statistics": {m: _rounded(values) for m, values in found.items()}}
 
 
+def weight_names(network: Llama) -> list[str]:
+    """Of the whole network, of which this may be a part."""
+    return [*network.config.tensor_shapes(), *(f"{head}.weight" for head in heads_of(network))]
+
+
 @torch.no_grad()
 def square_norms(network: Any, optimizer: torch.optim.Optimizer) -> list[float]:
     """This rank's part of the squared norms of each weight's gradient, itself and its update: three
@@ -89,7 +96,7 @@ def square_norms(network: Any, optimizer: torch.optim.Optimizer) -> list[float]:
     here = dict(network.named_parameters())
     options = {id(w): group for group in optimizer.param_groups for w in group["params"]}
     squares: list[Tensor] = []
-    for name in network.config.tensor_shapes():
+    for name in weight_names(network):
         weight = here.get(name)
         if weight is None:
             squares += [torch.zeros((), dtype=torch.float64)] * len(MEASURES)
