@@ -253,6 +253,40 @@ def test_conversations_are_kept_apart_renamed_and_deleted(page: Page, backend: B
     expect(titles).to_have_text(["mountains"])
 
 
+# The browser's database has other work for a while, as on a loaded machine.
+DELETE_AND_RELOAD = """async () => {
+  const opening = indexedDB.open("puna");
+  await new Promise((opened) => { opening.onsuccess = opened; });
+  const all = opening.result.transaction("conversations", "readwrite").objectStore("conversations");
+  const occupy = () => { all.get("none").onsuccess = occupy; };
+  occupy();
+  document.querySelector("#conversations .remove").click();
+  location.reload();
+}"""
+
+
+def test_what_is_deleted_stays_deleted(page: Page, backend: Backend) -> None:
+    """Though the page is closed before the database has done it, and where an answer ends then."""
+    backend.script = by_last_message
+    ask(page, "kept")
+    answered(page)
+    for script in (by_last_message, lambda body: ["One", FOREVER]):
+        backend.script = script
+        page.keyboard.press("Control+k")
+        ask(page, "deleted")
+        expect(page.locator(".turn.assistant .markdown")).to_contain_text("e")
+        titles = page.locator("#conversations .open")
+        expect(titles).to_have_text(["deleted", "kept"])
+        if script is by_last_message:
+            answered(page)
+            page.evaluate(DELETE_AND_RELOAD)
+        else:
+            titles.first.press("Delete")
+        expect(titles).to_have_text(["kept"])
+        page.reload()
+        expect(titles).to_have_text(["kept"])
+
+
 def test_settings_are_sent_and_checked(page: Page, backend: Backend) -> None:
     backend.script = by_last_message
     page.keyboard.press("Control+.")

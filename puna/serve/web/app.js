@@ -8,9 +8,7 @@ import { closeSidebar, isSidebarOpen, showLook, watchLook } from "./look.js";
 import { editLast, showEnded, showMessages, updateAnswer } from "./messages.js";
 import { showPanel } from "./panel.js";
 import { showConversations } from "./sidebar.js";
-import {
-  deleteConversation, loadConversation, loadConversations, onOtherTab, openStore, recall, remember,
-} from "./store.js";
+import { loadConversation, loadConversations, onOtherTab, openStore, recall, remember } from "./store.js";
 import { exportAll, importFrom } from "./transfer.js";
 
 const NEAR_END = 80; // pixels: whoever reads there is taken along as the answer grows
@@ -50,15 +48,14 @@ const listActions = {
     $("conversations").querySelector(`[data-key="${conversation.id}"]`)?.focus();
   },
   remove: (conversation) => {
-    chat.stop(conversation);
     conversations = conversations.filter((other) => other !== conversation);
-    deleteConversation(conversation.id);
+    chat.remove(conversation);
     if (conversation === current) open(conversations[0] ?? fresh());
     showList();
     const undo = () => {
       conversations.push(conversation);
       conversations.sort((a, b) => b.updated - a.updated);
-      chat.save(conversation);
+      chat.restore(conversation);
       open(conversation);
     };
     toast(t("deleted", { title: chat.titleOf(conversation) }), { text: t("undo"), run: undo });

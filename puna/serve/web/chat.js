@@ -5,7 +5,7 @@
 
 import { ChatError, streamChat } from "./api.js";
 import { t } from "./i18n.js";
-import { saveConversation } from "./store.js";
+import { deleteConversation, saveConversation } from "./store.js";
 
 // Temperature and top p are those of Meta's chat example, and of `puna chat`.
 export const DEFAULTS = {
@@ -20,6 +20,8 @@ export const bus = new EventTarget();
 const tell = (type, detail) => bus.dispatchEvent(new CustomEvent(type, { detail }));
 
 const running = new Map(); // conversation id -> {controller, over: a promise that its end is told}
+
+const removed = new WeakSet(); // conversations that an ending answer must not bring back
 
 export const isRunning = (conversation) => running.has(conversation.id);
 
@@ -39,8 +41,25 @@ export const titleOf = (conversation) => conversation.title || t("untitled");
 
 /** Saves a conversation. A browser that cannot keep it is told of, not fatal. */
 export async function save(conversation) {
+  if (!removed.has(conversation)) await kept(saveConversation(conversation));
+}
+
+/** Deletes a conversation, and stops the answer that is being written in it. */
+export async function remove(conversation) {
+  removed.add(conversation);
+  stop(conversation);
+  await kept(deleteConversation(conversation.id));
+}
+
+/** Undoes `remove`. */
+export async function restore(conversation) {
+  removed.delete(conversation);
+  await save(conversation);
+}
+
+async function kept(change) {
   try {
-    await saveConversation(conversation);
+    await change;
   } catch (error) {
     tell("unsaved", error);
   }

@@ -24,6 +24,7 @@ const objects = (mode) => database.transaction(CONVERSATIONS, mode).objectStore(
 /** All conversations, the one that changed last first. */
 export async function loadConversations() {
   if (!database) return [];
+  for (const id of begunDeletions()) await deleteConversation(id);
   const all = await done(objects("readonly").getAll());
   return all.sort((a, b) => b.updated - a.updated);
 }
@@ -32,14 +33,26 @@ export const loadConversation = (id) => done(objects("readonly").get(id));
 
 export async function saveConversation(conversation) {
   if (!database) return;
+  noteDeletion(conversation.id, false); // it was undone
   await done(objects("readwrite").put(conversation));
   channel.postMessage({ id: conversation.id });
 }
 
+/** Where the page is closed before the database has done it, the next page does: a note of it is kept at once. */
 export async function deleteConversation(id) {
   if (!database) return;
+  noteDeletion(id, true);
   await done(objects("readwrite").delete(id));
+  noteDeletion(id, false);
   channel.postMessage({ id });
+}
+
+const begunDeletions = () => [recall("deleting") ?? []].flat().map(String);
+
+function noteDeletion(id, isBegun) {
+  const others = begunDeletions().filter((other) => other !== id);
+  const ids = isBegun ? [...others, id] : others;
+  remember("deleting", ids.length ? ids : null);
 }
 
 /** Calls `changed(id)` when another tab has saved or deleted a conversation. */
