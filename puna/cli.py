@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "data": Entry("puna.commands.data:data", "Clean and tokenize a corpus.", "Raise"),
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
+    "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 WEB = Path(__file__).with_name("web")
-PAGES = {"/": "index.html", "/docs": "docs.html"}
+
+# Which page is where: of the API alone, with the chat, and of `puna compare`.
+DOCS = {"/docs": "docs.html"}
+CHAT = {"/": "index.html"} | DOCS
+COMPARE = {"/": "compare.html"}
 
 # What is served, by the end of its name. Licences and notes lie beside the files and are not.
 MEDIA_TYPES = {
@@ -58,23 +63,20 @@ class _Asset:
     headers: dict[str, str]
 
 
-def page_routes(*, chat: bool = True) -> list[Route]:
-    """The pages: the API's description at `/docs`, the chat at `/`, what they need at `/web/`.
+def page_routes(pages: Mapping[str, str] = CHAT) -> list[Route]:
+    """The pages, file by path, and what they need at `/web/`.
 
     The files are read once, here. A path is looked up among their names and never opened, so no
     path leads out of the folder.
     """
     assets = _read_assets(WEB)
-    pages = {path: assets.pop(name) for path, name in PAGES.items()}
-    if not chat:
-        del pages["/"]
 
     async def page(request: Request) -> Response:
-        return _answer(request, pages[request.scope["path"]])
+        return _answer(request, assets[pages[request.scope["path"]]])
 
     async def asset(request: Request) -> Response:
         found = assets.get(request.path_params["path"])
-        if found is None:
+        if found is None or found.media_type == MEDIA_TYPES[".html"]:  # pages have their own paths
             raise HTTPException(404)
         return _answer(request, found)
 
@@ -92,7 +94,7 @@ def _read_assets(folder: Path) -> dict[str, _Asset]:
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             name = path.relative_to(folder).as_posix()
-            headers = _headers(_DOCS_POLICY if name == PAGES["/docs"] else _POLICY)
+            headers = _headers(_DOCS_POLICY if name == DOCS["/docs"] else _POLICY)
             assets[name] = _Asset(content, media_type, etag, headers | {"ETag": etag})
     return assets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.middleware.cors import CORSMiddleware
@@ -20,7 +20,7 @@ from puna.serve.keys import Keys, RequireKey
 from puna.serve.limits import BodyLimit
 from puna.serve.metrics import MeasureRequests, Metrics
 from puna.serve.models import Models
-from puna.serve.pages import page_routes
+from puna.serve.pages import CHAT, DOCS, page_routes
 from puna.serve.service import Limits
 
 # What runs the model, and so has to wait for its turn.
@@ -66,20 +66,22 @@ def build(
 
     names = frozenset(each.name for each in models.all())
     metrics = Metrics(lambda: names, lambda: patterns, keys.names if keys else (), statistics)
-    routes = [Route("/metrics", metrics.endpoint), *page_routes(chat=chat)]
+    pages = CHAT if chat else DOCS
+    routes = [Route("/metrics", metrics.endpoint), *page_routes(pages)]
     api = create_app(models, limits, stopping, routes, has_keys=bool(keys))
     known = [*routes, *(route for router in VERSIONED + UNVERSIONED for route in router.routes)]
     patterns = frozenset(getattr(route, "path", "") for route in known)
-    app = MeasureRequests(_protected(api, protection, stopping), metrics)
+    paths = [prefix + path for path in WORK for prefix in ("", "/v1")]
+    app = MeasureRequests(protected(api, protection, stopping, paths), metrics)
     if log.logger is None:
         return app
     redact = keys.redact if keys else str
     return AccessLog(app, log.logger, log_prompts=log.prompts, redact=redact)
 
 
-def _protected(app: App, protection: Protection, stopping: Stopping) -> App:
-    """The last layer here is the first that a request comes to."""
-    paths = [prefix + path for path in WORK for prefix in ("", "/v1")]
+def protected(app: App, protection: Protection, stopping: Stopping, paths: Sequence[str]) -> App:
+    """The app behind the layers that decide who may ask, and how much; `paths` are what has to
+    wait for its turn. The last layer here is the first that a request comes to."""
     app = Admission(app, Gate(protection.capacity), paths)
     app = BodyLimit(app, protection.max_body_bytes, protection.body_seconds)
     app = Deadline(app, stopping, protection.seconds)

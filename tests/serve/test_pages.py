@@ -8,12 +8,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from puna.serve.pages import MEDIA_TYPES, PAGES, WEB, page_routes
+from puna.serve.pages import CHAT, COMPARE, MEDIA_TYPES, WEB, page_routes
 
 FILES = sorted(
     path.relative_to(WEB).as_posix()
     for path in WEB.rglob("*")
-    if path.suffix in MEDIA_TYPES and path.name not in PAGES.values()
+    if path.suffix in MEDIA_TYPES and path.suffix != ".html"
 )
 
 
@@ -60,6 +60,8 @@ def test_a_file_that_is_known_is_not_sent_again(client: TestClient) -> None:
         "app.js%00",
         "vendor/README.md",
         "vendor/",
+        "index.html",
+        "compare.html",
         "",
     ],
 )
@@ -67,8 +69,9 @@ def test_nothing_else_is_there(client: TestClient, path: str) -> None:
     assert client.get(f"/web/{path}").status_code == 404
 
 
-def test_the_page_names_files_that_exist_and_nothing_inline() -> None:
-    page = (WEB / "index.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", [CHAT["/"], COMPARE["/"]])
+def test_a_page_names_files_that_exist_and_nothing_inline(name: str) -> None:
+    page = (WEB / name).read_text(encoding="utf-8")
     named = re.findall(r'(?:src|href)="([^"#]+)"', page)
     assert named and {name.removeprefix("web/") for name in named} <= set(FILES)
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! [^>]*src=)", page)
