@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
+    "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

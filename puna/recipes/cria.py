@@ -8,7 +8,6 @@ Everything here is *ours*; the paper has no model this small.
 
 from __future__ import annotations
 
-import html
 import json
 import random
 import re
@@ -20,6 +19,7 @@ from typing import Any
 from puna.chat import open_turn_text
 from puna.config import preset
 from puna.data.text import documents, records
+from puna.recipes.tasks.countries import factbook_text
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.train import train as train_tokenizer
 from puna.train.loop import Settings
@@ -114,28 +114,21 @@ def _story_dialog(story: str, generator: random.Random) -> str:
 def _facts(country: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Questions and answers about one country."""
     facts = country["facts"]
-    name = _fact(facts, "Government", "Country name", "conventional short form")
+    name = factbook_text(facts, "Government", "Country name", "conventional short form")
     if not name or name == "none" or len(name) > 40:
         return
-    capital = _fact(facts, "Government", "Capital", "name").split(" (")[0].split(";")[0]
+    capital = factbook_text(facts, "Government", "Capital", "name").split(" (")[0].split(";")[0]
     if capital and len(capital) < 40:
         yield f"What is the capital of {name}?", f"The capital of {name} is {capital}."
         yield f"{capital} is the capital of which country?", f"{capital} is the capital of {name}."
-    location = _fact(facts, "Geography", "Location").split(";")[0]
+    location = factbook_text(facts, "Geography", "Location").split(";")[0]
     if location and len(location) < 160 and ":" not in location:
         yield f"Where is {name}?", f"{name} is in {location[0].upper()}{location[1:]}."
-    languages = _fact(facts, "People and Society", "Languages", "Languages")
+    languages = factbook_text(facts, "People and Society", "Languages", "Languages")
     language = re.match(r"[A-Z][a-z]+", languages)
     if language:
         answer = f"People in {name} speak {language[0]}."
         yield f"What language do people speak in {name}?", answer
-
-
-def _fact(facts: dict[str, Any], *keys: str) -> str:
-    value: Any = facts
-    for key in (*keys, "text"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return html.unescape(re.sub(r"<[^>]*>", "", value)).strip() if isinstance(value, str) else ""
 
 
 def _books(sources: Path) -> list[str]:

@@ -1,0 +1,65 @@
+"""Preferences by program: a better and a worse answer, rated by the gap of their gold scores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from puna.recipes.tasks.requirements import refuses
+from puna.recipes.tasks.task import Task, messages_row
+
+# Gold score's gap -> the paper's rating (*ours*): the first row whose gap is reached.
+RATINGS = (
+    (0.75, "significantly_better"),
+    (0.4, "better"),
+    (0.1, "slightly_better"),
+    (0.0, "negligibly_better"),
+)
+# How often a pair with equal scores is kept: there are many, and they teach little.
+EQUAL_SHARE = 0.25
+
+
+def made(task: Task, generator: random.Random) -> dict[str, Any] | None:
+    """The reference beside one of the flawed answers; None where that is no worse in any way."""
+    return pair(task, task.answer, generator.choice(task.flawed), generator)
+
+
+def sampled(task: Task, answers: Sequence[str], generator: random.Random) -> dict[str, Any] | None:
+    """The best of a model's answers beside its worst, as one who knows the truth would pick."""
+    order = list(dict.fromkeys(answers))
+    generator.shuffle(order)
+    return pair(task, max(order, key=task.check), min(order, key=task.check), generator)
+
+
+def pair(task: Task, one: str, other: str, generator: random.Random) -> dict[str, Any] | None:
+    """Two answers as a line of preferences, the better first; of equal ones, some and the first."""
+    if task.check(one) < task.check(other):
+        one, other = other, one
+    gap = task.check(one) - task.check(other)
+    if one.strip() == other.strip() or not one.strip() or not other.strip():
+        return None
+    if gap == 0 and generator.random() >= EQUAL_SHARE:
+        return None
+    return {
+        "prompt": messages_row(task.messages),
+        "chosen": [{"role": "assistant", "content": one.strip()}],
+        "rejected": [{"role": "assistant", "content": other.strip()}],
+        "rating": next(name for least, name in RATINGS if gap >= least),
+        "chosen_safe": is_safe(task, one),
+        "rejected_safe": is_safe(task, other),
+        "id": task.id,
+        "is_safety": task.is_safety,
+    }
+
+
+def is_safe(task: Task, answer: str) -> bool:
+    """Whether an answer harms nobody: of what must be declined, only a refusal."""
+    return refuses(answer) if task.is_safety else True
+
+
+def made_for(tasks: Sequence[Task], generator: random.Random) -> Iterator[dict[str, Any]]:
+    """A pair a task, where there is one."""
+    for task in tasks:
+        if (line := made(task, generator)) is not None:
+            yield line
