@@ -37,8 +37,9 @@ class StripBoilerplate(BaseFilter):
         text = strip(document.text, self.unwrap)
         if not text.strip():
             return False, "only boilerplate"
-        self.stat_update("characters of boilerplate", value=_ink(document.text) - _ink(text))
-        if text != document.text:
+        characters = _ink(document.text) - _ink(text)
+        self.stat_update("characters of boilerplate", value=characters)
+        if characters:  # a book whose lines were only joined had none
             self.stat_update("documents with boilerplate")
         document.text = text
         return True
