@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
+    "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

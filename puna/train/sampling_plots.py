@@ -1,9 +1,10 @@
-"""Pictures of what was sampled: the best of K."""
+"""Pictures of what was sampled: the best of K, and obedience over turns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,4 +41,31 @@ def plot_best_of(curves: Mapping[float, Curve], path: Path) -> Path:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return save_picture(figure, path)
+
+
+def plot_obedience(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Draws `path` (.png): the share of dialogs that keep to their instruction at each turn, with
+    its 95 % interval, for each model (`obedience.by_turn`)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, turns) in enumerate(models.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        at = [turn["turn"] for turn in turns]
+        axes.plot(
+            at, [turn["share"] for turn in turns], color=colour, linewidth=1.8,
+            marker=MARKERS[number % len(MARKERS)], markersize=4.5, label=name,
+        )  # fmt: skip
+        band = ([turn["low"] for turn in turns], [turn["high"] for turn in turns])
+        axes.fill_between(at, *band, color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylim(-0.03, 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("turn")
+    axes.set_ylabel("share that obeys")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
     return save_picture(figure, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from puna.train.intervals import wilson
+from puna.evaluate.wilson import wilson
 
 
 @pytest.mark.parametrize(

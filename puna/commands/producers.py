@@ -1,0 +1,164 @@
+"""What commands that make data of a model's answers share: its sampler, its folder, its report."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from puna.commands.models import load, resolve
+from puna.commands.options import compute_options, json_option, kv_dtype_option
+from puna.formats.checkpoint import Checkpoint
+from puna.formats.files import atomic_file
+from puna.tokenizer import Tokenizer
+from puna.train.sampling import Dialog, Sampler, engine_sampler, fits
+
+_SMALL = 1 << 20  # bytes of a tensor that tells one checkpoint from another cheaply
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a command's model runs and draws (`generation_options`)."""
+
+    tokenizer: Path | None
+    device: str
+    dtype: str
+    kv_dtype: str
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+def generation_options(function: Callable[..., None]) -> Callable[..., None]:
+    """`--tokenizer --device --dtype --kv-dtype --top-p --max-tokens --seed --json`.
+
+    The command gets all but the last as one `generation`.
+    """
+
+    @functools.wraps(function)
+    def command(
+        tokenizer: Path | None,
+        device: str,
+        dtype: str,
+        kv_dtype: str,
+        top_p: float,
+        max_tokens: int,
+        seed: int,
+        **others: Any,
+    ) -> None:
+        drawn = Generation(tokenizer, device, dtype, kv_dtype, top_p, max_tokens, seed)
+        function(generation=drawn, **others)
+
+    options: list[Callable[[Any], Any]] = [
+        click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+            help="Of an answer; one that has more is cut off, and not learned.",
+        ),
+        click.option("--seed", type=int, default=1, show_default=True),
+        click.option(
+            "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
+            help="Tokenizer file, where none lies beside the weights.",
+        ),
+        compute_options,
+        kv_dtype_option,
+        json_option,
+    ]  # fmt: skip
+    decorated: Any = command
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model that answers: `identity` says which it is, `fits` whether an answer has room behind
+    a dialog."""
+
+    sampler: Sampler
+    tokenizer: Tokenizer
+    fits: Callable[[Dialog], bool]
+    identity: dict[str, Any]
+
+
+def ask(model: str, generation: Generation) -> Asked:
+    """Loads the model of `--model` and its options."""
+    checkpoint = resolve(model, generation.tokenizer)
+    llm = load(
+        checkpoint,
+        device=generation.device,
+        dtype=generation.dtype,
+        kv_dtype=generation.kv_dtype,
+        draft=None,
+        adapters={},
+    )
+    max_tokens, top_p = generation.max_tokens, generation.top_p
+    sampler = engine_sampler(llm, max_tokens=max_tokens, top_p=top_p)
+    has_room = partial(
+        fits, llm.tokenizer, max_tokens=max_tokens, context=checkpoint.config.context_length
+    )
+    identity = {
+        "model": model,
+        "weights": weights_digest(checkpoint),
+        "dtype": generation.dtype,
+        "kv_dtype": generation.kv_dtype,
+        "max_tokens": max_tokens,
+        "top_p": top_p,
+    }
+    return Asked(sampler, llm.tokenizer, has_room, identity)
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Tells checkpoints of one shape apart without reading all of them: by every small tensor, and
+    the first layer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        if name.startswith("layers.0.") or tensor.num_bytes <= _SMALL:
+            digest.update(name.encode())
+            digest.update(tensor.read().tobytes())
+    return digest.hexdigest()
+
+
+def dialogs_digest(dialogs: Sequence[Any]) -> str:
+    """Tells lists of dialogs, or of what is said in them, apart."""
+    return hashlib.blake2b(repr(list(dialogs)).encode(), digest_size=8).hexdigest()
+
+
+def begin(out: Path) -> None:
+    """The folder of `--out`, made or gone on with."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give the name of a folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    with atomic_file(path, overwrite=True) as file:
+        file.write((json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def report(out: Path, values: dict[str, Any], *, as_json: bool, shown: str | None = None) -> None:
+    """Writes `out`/report.json and prints it: as JSON, or as `shown`, or a line for each value."""
+    write_json(out / "report.json", values)
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
+    if shown is not None:
+        click.echo(shown)
+        return
+    for name, value in values.items():
+        click.echo(f"{name.replace('_', ' '):<24} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items()) or "none"
+    return str(value)
