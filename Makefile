@@ -30,7 +30,7 @@ peers: .venv/peers.done
 
 .venv/peers.done: .venv/dev.done
 	CMAKE_ARGS='$(LLAMA_CPP)' $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt llama-cpp-python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps auto-gptq==0.7.1 peft
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps auto-gptq==0.7.1 peft trl accelerate psutil
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'lm_eval[api,hf]==0.4.13'
 	@touch $@
 
