@@ -15,7 +15,7 @@ PACKAGE = ROOT / "puna"
 
 # Each row may import the rows above it. Rooms of one set are peers and do not know each other.
 ROOMS: tuple[set[str], ...] = (
-    {"config", "tokenizer"},
+    {"config", "tokenizer", "report"},
     {"chat", "catalog"},
     {"attention", "kernels"},
     {"model"},

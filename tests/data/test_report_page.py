@@ -11,12 +11,12 @@ import pytest
 
 from puna.data.pipeline.build import build
 from puna.data.pipeline.config import read_config
-from puna.data.pipeline.markup import Markup, element, escaped
 from puna.data.pipeline.reasons import in_words
 from puna.data.pipeline.report import collect
 from puna.data.pipeline.report_files import write_report
 from puna.data.pipeline.report_html import page
-from puna.data.pipeline.report_tables import bar, share
+from puna.report.markup import Markup, element, escaped
+from puna.report.tables import bar, share
 from tests.data.corpus import FRENCH, prose
 
 HOSTILE = [

@@ -1,23 +1,19 @@
-"""The report as one page that needs nothing else: no script, no other file, light and dark.
-
-Documents are anyone's: their text is escaped where it enters (`markup`), and the page's policy lets
-no script run in any case.
-"""
+"""The report as one page (`puna.report`)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from puna.data.pipeline.markup import Markup, element, joined
 from puna.data.pipeline.reasons import in_words
-from puna.data.pipeline.report_tables import Cell, Column, bar, legend, lines, share, table
 from puna.data.pipeline.steps import STEPS
+from puna.report.markup import Markup, element, joined
+from puna.report.page import figures, section
+from puna.report.page import page as whole_page
+from puna.report.tables import Cell, Column, bar, legend, lines, share, table
 
 Report = dict[str, Any]
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _SUMMARIES = {
     "read": "empty and binary documents",
     **{name: step.summary for name, step in STEPS.items()},
@@ -46,40 +42,24 @@ _FOUND = (
 
 def page(report: Report, name: str) -> str:
     """The page of a report (`report.collect`); `name` is the build's."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    head = element(
-        "head",
-        Markup('<meta charset="utf-8">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup('<meta name="color-scheme" content="light dark">'),
-        element("title", f"{name}: what was built"),
-        element("style", Markup(style)),
-    )
     parts = [
         element("h1", name),
         _state(report),
         _summary(report),
-        _section("Sources", "What was read, what is left of it, and the mix that is trained on.",
+        section("Sources", "What was read, what is left of it, and the mix that is trained on.",
                  _sources(report), _mix(report)),
-        _section("Through the steps", "All sources together, in the order of the work. Every line "
+        section("Through the steps", "All sources together, in the order of the work. Every line "
                  "adds up: left = read − dropped − taken out of documents that stayed.",
                  _flow(report)),
-        _section("Where the characters went", "Of what was read of each source: kept, or lost to "
+        section("Where the characters went", "Of what was read of each source: kept, or lost to "
                  "which step.", _losses(report)),
-        _section("Found", "What was taken out, replaced or dropped, in documents of each source.",
+        section("Found", "What was taken out, replaced or dropped, in documents of each source.",
                  _found(report)),
-        _section("Why documents were dropped", "By step, reason and source, the most first.",
+        section("Why documents were dropped", "By step, reason and source, the most first.",
                  _reasons(report)),
         element("section", element("h2", "Each step"), *_steps(report)),
     ]  # fmt: skip
-    body = element("body", element("main", *parts))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _section(title: str, said: str, *parts: Markup) -> Markup:
-    introduction = [element("p", said, class_="said")] if said else []
-    return element("section", element("h2", title), *introduction, *parts)
+    return whole_page(f"{name}: what was built", *parts)
 
 
 def _state(report: Report) -> Markup:
@@ -97,14 +77,14 @@ def _summary(report: Report) -> Markup:
     sources = report["sources"].values()
     read, kept = (sum(s[f"documents_{way}"] for s in sources) for way in ("in", "out"))
     given, left = (sum(s[f"characters_{way}"] for s in sources) for way in ("in", "out"))
-    figures = (
-        (f"{kept:,}", f"documents of {read:,}"),
-        (f"{left:,}", f"characters of {given:,}"),
-        (share(left / given) if given else "–", "of the characters kept"),
-        (f"{report['found']['tokens']:,}", "tokens"),
+    return figures(
+        (
+            (f"{kept:,}", f"documents of {read:,}"),
+            (f"{left:,}", f"characters of {given:,}"),
+            (share(left / given) if given else "–", "of the characters kept"),
+            (f"{report['found']['tokens']:,}", "tokens"),
+        )
     )
-    shown = [element("div", element("dt", said), element("dd", what)) for what, said in figures]
-    return element("dl", *shown, class_="figures")
 
 
 def _sources(report: Report) -> Markup:

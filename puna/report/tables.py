@@ -1,11 +1,11 @@
-"""Tables and bars of the report's page."""
+"""Tables and bars of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from puna.data.pipeline.markup import Markup, element, joined
+from puna.report.markup import Markup, element, joined
 
 # Text, a count, a share of 1, or markup of its own.
 Cell = str | int | float | Markup
