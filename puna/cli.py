@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "data": Entry("puna.commands.data:data", "Clean and tokenize a corpus.", "Raise"),
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
+    "sft": Entry("puna.commands.sft:sft", "Teach a model to answer, from dialogs.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
     "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from puna.commands.models import named_vocabulary
 from puna.commands.render import facts_table, human_bytes, human_count
@@ -19,23 +18,6 @@ if TYPE_CHECKING:
     from puna.train.pretrain import PretrainConfig
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-
-
-def given_options() -> dict[str, Any]:
-    """The options of the command line, by name."""
-    context = click.get_current_context()
-    return {
-        name: value
-        for name, value in context.params.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-
-
-def needed_to_train(context: click.Context, param: click.Parameter, out: Path | None) -> Path:
-    """The run's folder; only --dry-run does without one."""
-    if out is None and not context.params["dry_run"]:
-        raise click.MissingParameter(ctx=context, param=param)
-    return out or Path()
 
 
 def read_texts(

@@ -89,8 +89,7 @@ class Loader:
 
         The rows of rank 0, 1, ... one after another are those that a single rank would get.
         """
-        first, size = self._span(step)
-        _check_divides(step, size, self._num_ranks)
+        first, size = batch_span(self._history, step, self._num_ranks)
         share = size // self._num_ranks
         begin = first + self._rank * share
         places = [self.place(number) for number in range(begin, begin + share)]
@@ -105,7 +104,7 @@ class Loader:
 
     def counts(self, step: int) -> dict[str, int]:
         """How many windows of each source the steps before `step` take, over all ranks."""
-        counts = self._mixture.counts(self._span(step)[0])
+        counts = self._mixture.counts(batch_span(self._history, step)[0])
         return dict(zip(self._sources, counts, strict=True))
 
     def held_out(self) -> dict[str, NDArray[np.int64]]:
@@ -116,17 +115,6 @@ class Loader:
             rows = [windows[begin + number] for number in range(self.num_held_out)]
             held_out[source] = np.array(rows, np.int64).reshape(-1, windows.context_length + 1)
         return held_out
-
-    def _span(self, step: int) -> tuple[int, int]:
-        """The first window of `step` and how many it takes."""
-        first, size = 0, 0
-        begin = 0
-        for since, new_size in self._history:
-            if since > step:
-                break
-            first += (since - begin) * size
-            begin, size = since, new_size
-        return first + (step - begin) * size, size
 
     def _new_order(self, source: str, epoch: int) -> Permutation:
         return Permutation(self._num_windows[source], f"{self._seed} {epoch} {source}")
@@ -141,6 +129,23 @@ def batch_history(batch_size: int | Sequence[tuple[int, int]]) -> tuple[tuple[in
     if any(size < 1 for _, size in pairs):
         raise ValueError(f"batch_size must be positive, not {batch_size}")
     return pairs
+
+
+def batch_span(
+    history: Sequence[tuple[int, int]], step: int, num_ranks: int = 1
+) -> tuple[int, int]:
+    """The first window of `step` and how many it takes, by a run's history of batch sizes.
+
+    ValueError where they do not divide over the ranks.
+    """
+    first, size, begin = 0, 0, 0
+    for since, new_size in history:
+        if since > step:
+            break
+        first += (since - begin) * size
+        begin, size = since, new_size
+    _check_divides(step, size, num_ranks)
+    return first + (step - begin) * size, size
 
 
 def _check_divides(step: int, size: int, num_ranks: int) -> None:

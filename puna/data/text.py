@@ -42,10 +42,15 @@ def _checked(found: Iterator[str], path: Path) -> Iterator[str]:
 
 def records(path: Path) -> Iterator[Any]:
     """The JSON values of a `.jsonl` file, also `.zst` or `.gz`, one a line."""
+    return (record for _, record in numbered_records(path))
+
+
+def numbered_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The same, each with the number of its line."""
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield number, json.loads(line)
             except (ValueError, RecursionError):
                 raise ValueError(f"{path}, line {number}: not valid JSON") from None
 

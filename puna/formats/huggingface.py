@@ -24,6 +24,7 @@ from puna.formats.vocabularies import beside, write_vocabulary
 
 NAME = "huggingface"
 MAX_SHARD_BYTES = 5_000_000_000
+CHAT_TEMPLATE = "chat_template.jinja"
 
 _TORCH_DTYPE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # Field of ModelConfig -> its key, and what a key that is left out means.
@@ -295,8 +296,8 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def read_chat_template(path: Path) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        return _read_text(path / "chat_template.jinja")
+    if (path / CHAT_TEMPLATE).is_file():
+        return _read_text(path / CHAT_TEMPLATE)
     if not (path / "tokenizer_config.json").is_file():
         return None
     return read_json(path / "tokenizer_config.json").text("chat_template") or None

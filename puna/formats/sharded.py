@@ -1,7 +1,8 @@
 """A checkpoint that several ranks of a training run wrote: each its own pieces of every tensor.
 
 checkpoint.json, the manifest; weights-NNNNN.safetensors with pieces under Meta's names, rotary
-pairs half-split; optimizer-NNNNN.safetensors, not read here; tokenizer.model. No pickles.
+pairs half-split; optimizer-NNNNN.safetensors, not read here; tokenizer.model; perhaps
+chat_template.jinja. No pickles.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint, check_tensors
+from puna.formats.huggingface import read_chat_template
 from puna.formats.manifest import MANIFEST, read_manifest
 from puna.formats.pieces import find_pieces, put_together
 from puna.formats.vocabularies import beside
@@ -47,4 +49,5 @@ def read(path: Path) -> Checkpoint:
         config=config,
         tensors={name: tensor.stored().lazy() for name, tensor in tensors.items()},
         load_vocabulary=lambda: beside(path),
+        chat_template=read_chat_template(path),
     )

@@ -87,6 +87,7 @@ def save(
     vocabulary: Vocabulary,
     *,
     keep: int,
+    chat_template: str | None = None,
 ) -> None:
     """Writes one process's checkpoint and drops all but the newest `keep` up to it.
 
@@ -96,9 +97,9 @@ def save(
     weights = dict(model.named_parameters())
     try:
         folder = begin(path)
-        huggingface.write_into(
-            weights_as_checkpoint(model.config, weights, path, vocabulary), folder
-        )
+        checkpoint = weights_as_checkpoint(model.config, weights, path, vocabulary)
+        checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template)
+        huggingface.write_into(checkpoint, folder)
         with open(folder / f"{_OPTIMIZER}.safetensors", "xb") as file:
             write_safetensors(file, state_tensors(dict(moments_of(model, optimizer))), {})
         files = {}

@@ -195,6 +195,7 @@ class Trainee(Protocol):
         *,
         keep: int,
         wait: bool,
+        chat_template: str | None = None,
     ) -> None:
         """Begins a checkpoint of the run, and may go on writing it unless it is to `wait`.
 
@@ -239,6 +240,7 @@ def train(
     on_event: Callable[[Record], None] = lambda event: None,
     on_phase: Callable[[int, int, str], None] = lambda position, step, phase: None,
     profile: Window | None = None,
+    chat_template: str | None = None,
 ) -> bool:
     """Trains in place, logging to `run`/log.jsonl and checkpointing as it goes.
 
@@ -246,7 +248,8 @@ def train(
     number of steps done before. Of several processes all call this; the one that leads logs, gives
     records of steps and of events (`train.log`), and profiles the steps of `profile` into
     `run`/profile. `on_phase` hears what is begun: where in the data, which step, and a phase of
-    `parallel.watchdog`. Returns False if a signal stopped it early (its state is saved). Raises
+    `parallel.watchdog`. `chat_template` is for the checkpoints. Returns False if a signal stopped
+    it early (its state is saved). Raises
     DivergedError where bad batches keep coming.
     """
     optimizer = make_optimizer(trainee.network, settings)
@@ -326,6 +329,7 @@ def train(
                     vocabulary,
                     keep=settings.keep_checkpoints,
                     wait=last or stopping,
+                    chat_template=chat_template,
                 )
                 recovery.saved()
             if unlogged is not None:

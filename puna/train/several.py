@@ -144,12 +144,13 @@ class Several:
         *,
         keep: int,
         wait: bool,
+        chat_template: str | None = None,
     ) -> None:
         """Each rank writes its own shares, behind training unless it is to `wait`."""
         self._reshard()
         weights = dict(self.network.named_parameters())
         moments = dict(moments_of(self.network, optimizer))
-        facts = Facts(run, self.network.config, state, vocabulary, keep)
+        facts = Facts(run, self.network.config, state, vocabulary, keep, chat_template)
         self._saves.begin(facts, weights | moments)
         if wait:
             self._saves.wait()

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from puna.config import ModelConfig
+from puna.formats.huggingface import CHAT_TEMPLATE
 from puna.formats.manifest import FileFacts, Manifest
 from puna.formats.pieces import OFFSETS, OFFSETS_KEY
 from puna.formats.run_folder import checkpoint_path
@@ -52,6 +53,7 @@ class Facts:
     state: RunState
     vocabulary: Vocabulary
     keep: int
+    chat_template: str | None = None
 
     @property
     def path(self) -> Path:
@@ -186,10 +188,14 @@ class _Writer(StorageWriter):
         """On the first rank, once all have written."""
         facts, folder = self._facts, partial(self._facts.path)
         files = dict(result.storage_data for rank in results for result in rank)
-        with open(folder / "tokenizer.model", "xb") as file:
-            out = _Hashed(file)
-            out.write(write_model(facts.vocabulary))
-            files["tokenizer.model"] = out.flushed()
+        texts = {"tokenizer.model": write_model(facts.vocabulary)}
+        if facts.chat_template is not None:
+            texts[CHAT_TEMPLATE] = facts.chat_template.encode()
+        for name, text in texts.items():
+            with open(folder / name, "xb") as file:
+                out = _Hashed(file)
+                out.write(text)
+                files[name] = out.flushed()
         manifest = Manifest(facts.config, dataclasses.asdict(facts.state), files)
         commit(facts.path, manifest, keep=facts.keep)
 

@@ -84,8 +84,11 @@ class Single:
         *,
         keep: int,
         wait: bool,
+        chat_template: str | None = None,
     ) -> None:
-        checkpoints.save(run, self.network, optimizer, state, vocabulary, keep=keep)
+        checkpoints.save(
+            run, self.network, optimizer, state, vocabulary, keep=keep, chat_template=chat_template
+        )
 
     def settle(self) -> None:
         """A save is committed when it returns."""

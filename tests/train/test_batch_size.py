@@ -13,8 +13,9 @@ import pytest
 from puna.commands.pretrain import pretrain as command
 from puna.tokenizer import Vocabulary
 from puna.train.log import Record, read_log
-from puna.train.pretrain import PretrainConfig, change_batch_size, pretrain, with_batch_size
+from puna.train.pretrain import PretrainConfig, pretrain
 from puna.train.pretrain import run_config as read_config
+from puna.train.run_config import change_batch_size, with_batch_size
 from tests.train.runs import losses, new_run, run_config
 
 
@@ -49,21 +50,21 @@ def test_the_change_is_from_the_newest_checkpoint_on(
     tmp_path: Path, vocabulary: Vocabulary
 ) -> None:
     run = new_run(tmp_path, vocabulary, run_config())
-    change_batch_size(run, 2)
+    change_batch_size(run, PretrainConfig, 2)
     assert read_config(run) == run_config(2, 2)  # nothing was trained yet
     assert not pretrain(run, **stop_at(4))
-    change_batch_size(run, 6)
-    change_batch_size(run, 8, 4)  # nothing was trained with 6
+    change_batch_size(run, PretrainConfig, 6)
+    change_batch_size(run, PretrainConfig, 8, 4)  # nothing was trained with 6
     assert read_config(run).batch_size == ((0, 2), (4, 8))
     assert read_config(run).micro_batch_size == 4
-    change_batch_size(run, None, 8)
+    change_batch_size(run, PretrainConfig, None, 8)
     assert read_config(run).batch_size == ((0, 2), (4, 8))
     before = (run / "config.json").read_bytes()
     for size, words in ((0, "must be positive"), (9, "no multiple of micro_batch_size 4")):
         with pytest.raises(ValueError, match=words):
-            change_batch_size(run, size, 4)
+            change_batch_size(run, PretrainConfig, size, 4)
     with pytest.raises(ValueError, match="8 windows does not divide by 3"):
-        change_batch_size(run, 8, parallel="fsdp=3")
+        change_batch_size(run, PretrainConfig, 8, parallel="fsdp=3")
     assert (run / "config.json").read_bytes() == before
 
 

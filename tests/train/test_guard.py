@@ -15,6 +15,7 @@ import torch
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.tokenizer import Vocabulary
 from puna.train import pretrain as stage
+from puna.train import window_loss
 from puna.train.checkpoints import RunState
 from puna.train.guard import DivergedError, objection, spike_limit
 from puna.train.log import Record, read_events, read_log
@@ -67,7 +68,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
     Gives the list of positions that are asked for.
     """
-    true_batches, true_loss = stage.Pretrain.micro_batches, stage.next_token_loss_sum
+    true_batches, true_loss = stage.Pretrain.micro_batches, window_loss.next_token_loss_sum
 
     def damage(
         bad: Callable[[int], bool],
@@ -84,7 +85,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             return harm(loss) if torch.is_grad_enabled() and bad(asked[-1]) else loss
 
         monkeypatch.setattr(stage.Pretrain, "micro_batches", micro_batches)
-        monkeypatch.setattr(stage, "next_token_loss_sum", loss_sum)
+        monkeypatch.setattr(window_loss, "next_token_loss_sum", loss_sum)
         return asked
 
     return damage

@@ -26,7 +26,7 @@ from puna.heads import next_token_logits
 from puna.model import Llama, initialize
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
-from puna.train import pretrain as stage
+from puna.train import window_loss
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.guard import DivergedError
 from puna.train.log import Record, read_log
@@ -238,7 +238,7 @@ def test_divergence_leaves_the_last_checkpoint(
     where: str,
 ) -> None:
     run = new_run(tmp_path, vocabulary, run_config(max_skips=0, max_rollbacks=0))
-    true_loss, calls = stage.next_token_loss_sum, 0
+    true_loss, calls = window_loss.next_token_loss_sum, 0
 
     def diverging(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         nonlocal calls
@@ -249,7 +249,7 @@ def test_divergence_leaves_the_last_checkpoint(
         # The root of 0 is 0, and its slope is infinite.
         return loss * float("nan") if where == "loss" else loss + (loss - loss).sqrt()
 
-    monkeypatch.setattr(stage, "next_token_loss_sum", diverging)
+    monkeypatch.setattr(window_loss, "next_token_loss_sum", diverging)
     seen: list[int] = []
     with pytest.raises(DivergedError, match="The last checkpoint is kept"):
         pretrain(run, on_record=lambda record: seen.append(record["step"]))

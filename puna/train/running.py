@@ -1,0 +1,89 @@
+"""A prepared run of any stage, started or gone on with, in one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from puna.data.prefetch import Prefetched
+from puna.formats.run_folder import steps_saved
+from puna.parallel.float8 import check_float8
+from puna.parallel.place import HANG_TIMEOUT, take_place
+from puna.parallel.ranks import check_device
+from puna.parallel.watchdog import watched
+from puna.tokenizer import Vocabulary
+from puna.train.loop import Stage, train
+from puna.train.run_config import RunConfig, read_vocabulary
+from puna.train.starting import Weights, make_trainee
+
+Batches = Callable[[int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a process needs to know to make its batches: which data rank it is, of how many.
+
+    `ahead` makes of a function of the position one whose next results are made meanwhile.
+    """
+
+    vocabulary: Vocabulary
+    rank: int
+    num_ranks: int
+    ahead: Callable[[Batches], Batches]
+
+
+def check_machine(device: str, float8: bool) -> None:
+    """ValueError where this machine lacks the device, or it what float8 needs."""
+    check_device(device)
+    if float8:
+        check_float8(torch.device(device))
+
+
+def run_stage(
+    run: Path,
+    config: RunConfig,
+    make_stage: Callable[[Share], Stage],
+    weights: Weights,
+    *,
+    hang_timeout: float = HANG_TIMEOUT,
+    **options: Any,
+) -> bool:
+    """Trains a prepared run; `options` are those of `train.loop.train`, `weights` the first ones,
+    which are not asked for where a checkpoint replaces them.
+
+    With a layout, each of its processes calls this. Where one of several does not move for
+    `hang_timeout` seconds (0: however long), the others name it and end (`parallel.watchdog`);
+    where one is gone they raise a LostError that names it. Returns False if a signal stopped it
+    early.
+    """
+    settings = config.settings
+    check_machine(settings.device, settings.float8)
+    with contextlib.ExitStack() as stack:
+        place = None
+        if settings.parallel:
+            place = take_place(config.layout, settings.device, hang_timeout)
+            if config.layout.num_ranks > 1:
+                watch = watched(place.rank, config.layout.num_ranks, timeout=hang_timeout)
+                options["on_phase"] = stack.enter_context(watch).enter
+
+        def ahead(make: Batches) -> Batches:
+            return stack.enter_context(contextlib.closing(Prefetched(make)))
+
+        vocabulary = read_vocabulary(run)
+        rank, num_ranks = 0, 1
+        if place is not None:
+            rank, num_ranks = place.data_rank, config.layout.num_data_ranks
+        stage = make_stage(Share(vocabulary, rank, num_ranks, ahead))
+        # The first rank says whether there is a checkpoint.
+        resumed = bool(steps_saved(run))
+        if place is not None:
+            resumed = place.everyone(resumed)[0]
+        trainee = make_trainee(config.model, settings, stage, place, None if resumed else weights)
+        return train(trainee, stage, settings, run, vocabulary, **options)
