@@ -35,12 +35,15 @@ def said_once() -> Iterator[None]:
 def said_by_one() -> Iterator[None]:
     """What one process finds wrong it says; what several do alike, the first of them."""
     from puna.parallel.place import first_to_say
+    from puna.parallel.watchdog import LostError
 
     try:
         yield
     except ValueError as error:
         if first_to_say(str(error)):
             raise
+        if isinstance(error, LostError):  # the first says it though torchrun ends it
+            raise SystemExit(2) from None
         end_after_the_first()
 
 

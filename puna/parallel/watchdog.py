@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import socket
@@ -83,14 +84,14 @@ class Watch:
         self._wake.set()
         self._teller.join(timeout=5)  # a store that is gone may not answer
 
-    def lost(self) -> list[str]:
-        """Which ranks are gone; [] if all still tell that they are not.
+    def lost(self, within: float = math.inf) -> list[str]:
+        """Which ranks are gone; [] if all still tell that they are not, `within` so many seconds.
 
         Of this machine that is known at once, of another when it has been silent for long enough.
         """
         self._alarmed = True
         self._wake.set()
-        until = time.monotonic() + (_SILENT + 2) * self._interval
+        until = time.monotonic() + min(within, (_SILENT + 2) * self._interval)
         while time.monotonic() < until:
             beats = self._beats()
             if found := gone(beats, set(), _dead(beats, self._own.host)):
@@ -177,21 +178,23 @@ def watched(rank: int, num_ranks: int, *, timeout: float) -> Iterator[Watch]:
     """
     watch = Watch(_meeting(), rank, num_ranks, timeout=timeout)
     end = LEFT
-    try:
-        yield watch
-    except RuntimeError as error:
-        if not _is_of_connection(error):
+    with _asked_before_the_end(watch):
+        try:
+            yield watch
+        except RuntimeError as error:
+            if not _is_of_connection(error):
+                end = _short(error)
+                raise
+            _ignore_termination()
+            found = watch.lost() or [f"a rank cannot be reached: {_short(error)}"]
+            raise LostError("; ".join(found)) from error
+        except LostError:
+            raise
+        except BaseException as error:
             end = _short(error)
             raise
-        # torchrun ends all as soon as one is gone: there must be time to say which.
-        with _not_terminated():
-            found = watch.lost()
-        raise LostError("; ".join(found) or f"a rank cannot be reached: {_short(error)}") from error
-    except BaseException as error:
-        end = _short(error)
-        raise
-    finally:
-        watch.close(end)
+        finally:
+            watch.close(end)
 
 
 def _meeting() -> Store:
@@ -203,15 +206,40 @@ def _meeting() -> Store:
 
 
 @contextlib.contextmanager
-def _not_terminated() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python sets handlers of signals in the main thread only
+def _asked_before_the_end(watch: Watch) -> Iterator[None]:
+    """While inside, SIGTERM ends this process by a LostError where another is gone.
+
+    torchrun ends all as soon as one is gone; the others may not have seen yet that it is.
+    """
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        _ignore_termination()
+        if found := watch.lost(within=2):
+            raise LostError("; ".join(found))
+        raise SystemExit(128 + number)
+
+    if not _takes_signals():
+        yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGTERM, ask)
     try:
         yield
-    finally:
+    except LostError:
+        raise  # it still has to be said
+    except BaseException:
         signal.signal(signal.SIGTERM, previous)
+        raise
+    signal.signal(signal.SIGTERM, previous)
+
+
+def _ignore_termination() -> None:
+    """From now on torchrun has to wait, as it does for 30 seconds, until this process ends."""
+    if _takes_signals():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _takes_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
