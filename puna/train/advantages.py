@@ -40,6 +40,12 @@ def whiten(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return centred / ((centred.square().sum() / count).sqrt() + _EPS)
 
 
+def final_scores(scores_B: Tensor, finished_B: Tensor, *, cut_off_penalty: float) -> Tensor:
+    """R~c (B,): whitened scores. *Ours*: an answer that was cut off before its end loses
+    `cut_off_penalty`, in deviations of the batch; what it says has no end that could be scored."""
+    return whiten(scores_B) - cut_off_penalty * ~finished_B
+
+
 def token_rewards(
     scores_B: Tensor,
     logprobs_BT: Tensor,

@@ -89,12 +89,12 @@ class Settings:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         Layout.parse(self.parallel)
         for name in (
-            "steps", "learning_rate", "grad_clip", "checkpoint_every", "keep_checkpoints",
+            "steps", "grad_clip", "checkpoint_every", "keep_checkpoints",
             "spike_window",
         ):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("spike_deviations", "max_skips", "max_rollbacks"):
+        for name in ("learning_rate", "spike_deviations", "max_skips", "max_rollbacks"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.warmup_steps <= self.steps:
@@ -113,11 +113,6 @@ class Stage(Protocol):
         """Sum of the loss over a piece. `model` is `network`, perhaps compiled."""
         ...
 
-    def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of a piece, for several ranks to share: token ids and targets (B, T), and a mask
-        (B, 1, T, T) of what may look at what, None where that is plainly causal."""
-        ...
-
     def num_tokens(self, batch: Tensor) -> int:
         """Tokens of a piece that the loss sums over."""
         ...
@@ -125,6 +120,15 @@ class Stage(Protocol):
     def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
         """Metrics on held-out data; `losses` gives the sum of the loss over each of some pieces,
         as the training step computes it."""
+        ...
+
+
+class WindowedStage(Stage, Protocol):
+    """One whose loss is the next-token loss of windows: several ranks compute it in any layout."""
+
+    def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a piece, for several ranks to share: token ids and targets (B, T), and a mask
+        (B, 1, T, T) of what may look at what, None where that is plainly causal."""
         ...
 
 
@@ -239,6 +243,7 @@ def train(
     on_record: Callable[[Record], None] = lambda record: None,
     on_event: Callable[[Record], None] = lambda event: None,
     on_phase: Callable[[int, int, str], None] = lambda position, step, phase: None,
+    complete: Callable[[Record], bool] = lambda record: False,
     profile: Window | None = None,
     chat_template: str | None = None,
 ) -> bool:
@@ -248,9 +253,10 @@ def train(
     number of steps done before. Of several processes all call this; the one that leads logs, gives
     records of steps and of events (`train.log`), and profiles the steps of `profile` into
     `run`/profile. `on_phase` hears what is begun: where in the data, which step, and a phase of
-    `parallel.watchdog`. `chat_template` is for the checkpoints. Returns False if a signal stopped
-    it early (its state is saved). Raises
-    DivergedError where bad batches keep coming.
+    `parallel.watchdog`; `complete` adds to the record of a step before it is logged, and says
+    whether the run ends with it, the same on all ranks. `chat_template` is for the checkpoints.
+    Returns False if a signal stopped it early (its state is saved). Raises DivergedError where bad
+    batches keep coming.
     """
     optimizer = make_optimizer(trainee.network, settings)
     reload = functools.partial(restore, run, trainee, optimizer)
@@ -318,6 +324,7 @@ def train(
                 evaluated = functools.partial(enter, "evaluation")
                 with torch.no_grad():
                     record |= stage.evaluate(functools.partial(trainee.losses, on_batch=evaluated))
+            last |= complete(record)
             tell(record)
             stopping = trainee.agreed(stop_requested() or unlogged is not None)
             if last or stopping or state.step % settings.checkpoint_every == 0:
@@ -337,7 +344,9 @@ def train(
                     f"{log_path} could not be written: {unlogged.strerror}; make room on that "
                     "disk, then go on with --resume"
                 )
-            if stopping and not last:
+            if last:
+                return True
+            if stopping:
                 return False
     return True
 

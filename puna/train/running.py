@@ -19,7 +19,7 @@ from puna.parallel.place import HANG_TIMEOUT, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
-from puna.train.loop import Stage, train
+from puna.train.loop import WindowedStage, train
 from puna.train.run_config import RunConfig, read_vocabulary
 from puna.train.starting import Weights, make_trainee
 
@@ -49,7 +49,7 @@ def check_machine(device: str, float8: bool) -> None:
 def run_stage(
     run: Path,
     config: RunConfig,
-    make_stage: Callable[[Share], Stage],
+    make_stage: Callable[[Share], WindowedStage],
     weights: Weights,
     *,
     hang_timeout: float = HANG_TIMEOUT,

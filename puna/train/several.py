@@ -16,7 +16,7 @@ from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState, moments_of
-from puna.train.loop import Stage
+from puna.train.loop import WindowedStage
 from puna.train.losses import chunked_next_token_loss_sum
 from puna.train.sharded_saves import Facts, Saves
 
@@ -26,11 +26,11 @@ _T = TypeVar("_T")
 class Several:
     """`loop.Trainee` of one rank. Its stage gives this data rank's share of each batch.
 
-    The loss is the next-token loss over `Stage.windows`, with the logits of `loss_chunk` tokens at
-    once (0: of all). Every rank makes the same calls in the same order.
+    The loss is the next-token loss over the stage's `windows`, with the logits of `loss_chunk`
+    tokens at once (0: of all). Every rank makes the same calls in the same order.
     """
 
-    def __init__(self, part: Part, stage: Stage, *, loss_chunk: int = 0) -> None:
+    def __init__(self, part: Part, stage: WindowedStage, *, loss_chunk: int = 0) -> None:
         self.part, self.place, self._stage = part, part.place, stage
         self._loss_chunk = loss_chunk
         self._schedules: dict[tuple[int, ...], Schedule] = {}

@@ -68,7 +68,7 @@ class Single:
         return sums
 
     def _loss(self, batch: Tensor) -> Tensor:
-        with self._autocast():
+        with autocast(self.device, self._settings.dtype):
             on_device = batch.to(self._settings.device)
             return self._stage.loss(self._forward, self.network, on_device)
 
@@ -99,7 +99,9 @@ class Single:
     def box(self, weight: Tensor) -> Box:
         return Box((0,) * weight.ndim, tuple(weight.shape))
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._settings.dtype == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(torch.device(self._settings.device).type, dtype=torch.bfloat16)
+
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """What matrix products are computed in, `dtype` being that of `Settings`."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

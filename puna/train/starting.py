@@ -15,7 +15,7 @@ from puna.hub.locate import locate
 from puna.model import Llama, empty
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place
-from puna.train.loop import Settings, Stage, Trainee
+from puna.train.loop import Settings, Trainee, WindowedStage
 from puna.train.several import Several
 from puna.train.single import Single
 
@@ -48,7 +48,7 @@ def start_weights(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[tu
 def make_trainee(
     model: ModelConfig,
     settings: Settings,
-    stage: Stage,
+    stage: WindowedStage,
     place: Place | None,
     weights: Weights | None,
 ) -> Trainee:

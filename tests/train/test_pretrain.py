@@ -367,7 +367,7 @@ def test_config_round_trip_and_what_is_refused(finished: Path) -> None:
         ({"held_out_windows": -1}, "held_out_windows must be 0 or more"),
         ({"settings": {"dtype": "fp8"}}, "bf16 or fp32"),
         ({"settings": {"steps": 0}}, "steps must be positive"),
-        ({"settings": {"learning_rate": float("nan")}}, "learning_rate must be positive"),
+        ({"settings": {"learning_rate": float("nan")}}, "learning_rate must be 0 or more"),
         ({"settings": {"keep_checkpoints": 0}}, "keep_checkpoints must be positive"),
         ({"settings": {"warmup_steps": 13}}, "between 0 and 12 steps"),
     ],

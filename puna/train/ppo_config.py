@@ -1,0 +1,157 @@
+"""A run of PPO as resolved, and the folder that it begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.config import ModelConfig
+from puna.data.prompts import Prompt
+from puna.formats.checkpoint import Checkpoint
+from puna.formats.files import atomic_directory
+from puna.train.loop import Settings
+from puna.train.run_config import RunConfig, write_run
+from puna.train.sampling import fits
+
+PROMPTS = "prompts.jsonl"  # of the run
+_LARGE = 20e9  # parameters; the paper's penalty is another one from 34B on
+
+
+@dataclass(frozen=True, slots=True)
+class PPOConfig(RunConfig):
+    """`batch_size` is a mini-batch, of which `iteration_size` answers make several, one step each.
+
+    Paper (section 3.2.3): 512 and 64, `clip`, `beta` of the KL penalty. The rest is *ours*: `gamma`
+    and `lambda_` of the advantages (TRL's), `value_clip` and `value_weight` of the value's loss
+    (OpenAI's and TRL's), and `cut_off_penalty`, what an answer of `max_tokens` that did not end by
+    itself loses of its whitened score. `num_held_out` prompts are evaluated on; where `patience`
+    evaluations are none above the best before, the run ends (0: never). `num_checked` answers of
+    an iteration compare the engine's log-probabilities with the network's. `start` is the path of
+    the model that the policy begins from and is held to, `start_digest` what its weights were.
+    """
+
+    iteration_size: int = 512
+    max_tokens: int = 256
+    beta: float = 0.01
+    gamma: float = 1.0
+    lambda_: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    cut_off_penalty: float = 1.0
+    num_held_out: int = 64
+    patience: int = 3
+    num_checked: int = 64
+    start: str = ""
+    start_digest: str = ""
+
+    stage = "ppo"
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        settings = self.settings
+        if settings.parallel or settings.compile or settings.float8:
+            raise ValueError("PPO runs in one process, without compile and float8")
+        if settings.max_rollbacks or settings.spike_deviations:
+            raise ValueError(
+                "PPO does not go back by itself, and its loss has no spikes: max_rollbacks and "
+                "spike_deviations must be 0"
+            )
+        if self.iteration_size % self.last_batch_size:
+            raise ValueError(
+                f"an iteration of {self.iteration_size} answers is no multiple of the batch size "
+                f"{self.last_batch_size}"
+            )
+        if len(self.batch_sizes) > 1:
+            raise ValueError("the batch size of PPO does not change within a run")
+        for name in ("iteration_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in (
+            "beta", "clip", "value_clip", "value_weight", "cut_off_penalty", "num_held_out",
+            "patience", "num_checked",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("gamma", "lambda_"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.max_tokens >= self.model.context_length:
+            raise ValueError(
+                f"answers of {self.max_tokens} tokens leave no room for a prompt in a context of "
+                f"{self.model.context_length}"
+            )
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.iteration_size // self.last_batch_size
+
+
+def ppo_settings(
+    iterations: int,
+    steps_per_iteration: int,
+    *,
+    learning_rate: float = 1e-6,
+    evaluate_every: int = 10,
+    patience: int = 3,
+    **others: Any,
+) -> Settings:
+    """The paper's: AdamW (0.9, 0.95), eps 1e-5, weight decay 0.1, clip 1.0, constant 1e-6.
+
+    `evaluate_every` is in iterations (*ours*), and so often there is a checkpoint, of which as many
+    are kept that the best of the last `patience` and one evaluations is there.
+    """
+    every = evaluate_every * steps_per_iteration
+    values: dict[str, Any] = {
+        "steps": iterations * steps_per_iteration,
+        "learning_rate": learning_rate,
+        "warmup_steps": 0,
+        "final_fraction": 1.0,  # constant
+        "eval_every": every,
+        "checkpoint_every": every,
+        "keep_checkpoints": patience + 1,
+        "spike_deviations": 0,
+        "max_rollbacks": 0,
+    }
+    return Settings(**values | others)
+
+
+def usual_beta(model: ModelConfig) -> float:
+    """The paper's weight of the KL penalty: 0.01 for 7B and 13B, 0.005 for 34B and 70B."""
+    return 0.01 if model.num_parameters < _LARGE else 0.005
+
+
+def prepare(run: Path, config: PPOConfig, start: Checkpoint, prompts: Sequence[Prompt]) -> int:
+    """Makes the run's folder: config, tokenizer, prompts. Gives the number of prompts left out,
+    which do not leave room for an answer in the context; ValueError where too few are left.
+    """
+    tokenizer, context = start.tokenizer(), config.model.context_length
+    kept = [p for p in prompts if fits(tokenizer, p.messages, config.max_tokens, context)]
+    if len(kept) <= config.num_held_out:
+        raise ValueError(
+            f"{len(kept)} of {len(prompts)} prompts leave room for answers of {config.max_tokens} "
+            f"tokens in a context of {context}, and {config.num_held_out} are to be held out: none "
+            "is left to train on"
+        )
+    with atomic_directory(run) as folder:
+        write_run(folder, config, tokenizer.vocabulary)
+        (folder / PROMPTS).write_text("".join(_line(prompt) for prompt in kept))
+    return len(prompts) - len(kept)
+
+
+def weights_digest(start: Checkpoint) -> str:
+    """What a model's weights are known by, heads left out: another text for any other weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in start.config.tensor_shapes():
+        digest.update(start.tensors[name].read().data)
+    return digest.hexdigest()
+
+
+def _line(prompt: Prompt) -> str:
+    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    record = {"messages": messages, "is_safety": prompt.is_safety, "risk": prompt.risk}
+    return json.dumps(record) + "\n"

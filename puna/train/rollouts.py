@@ -1,0 +1,157 @@
+"""What a policy answers to prompts: sampled by the engine on its live weights, read by its network.
+
+The ids that were sampled are trained on; text is made of them for people and reward models alone.
+
+Shapes: B answers, S ids of a prompt and its answer (right-padded), T of an answer, N of all tokens
+of B answers, one answer after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from puna.chat import TAGS
+from puna.engine.llm import LLM
+from puna.engine.params import SamplingParams
+from puna.engine.prompts import EncodedPrompt
+from puna.formats.network import as_checkpoint
+from puna.heads import next_token_logits
+from puna.model import Llama
+from puna.tokenizer import Vocabulary
+from puna.train.window_loss import hidden_states
+
+# *Ours*: how far the log-probabilities of engine and network may be apart, by what the network
+# multiplies in. In fp32 it is rounding; in bf16 the network rounds weights that a CPU's engine has
+# in full.
+AGREEMENT = {"fp32": 1e-4, "bf16": 0.5}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Prompts and answers: `ids` (B, S), 0 where there is none, and the lengths of both (B,), all
+    int64. An answer has one token at least."""
+
+    ids: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Where an answer has a token (B, T)."""
+        columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return columns < self.lengths[:, None]
+
+    def of(self, rows: Tensor) -> Tokens:
+        """Some of the answers, without columns that none of them needs."""
+        prompt_lengths, lengths = self.prompt_lengths[rows], self.lengths[rows]
+        ids = self.ids[rows, : int((prompt_lengths + lengths).max())]
+        return Tokens(ids, prompt_lengths, lengths)
+
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(*(x.to(device) for x in (self.ids, self.prompt_lengths, self.lengths)))
+
+
+def read_answers(
+    model: Callable[..., Tensor], network: Llama, tokens: Tokens
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden states before each token of the answers (N, D), the logits that follow from them
+    (N, V), and the tokens (N,). `model` is `network`, perhaps wrapped."""
+    hidden_BSD = hidden_states(model, tokens.ids[:, :-1], None)
+    rows, places = tokens.mask.nonzero(as_tuple=True)
+    columns = tokens.prompt_lengths[rows] + places
+    states_ND = hidden_BSD[rows, columns - 1]
+    return states_ND, next_token_logits(network, states_ND), tokens.ids[rows, columns]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What was sampled. `finished` (B,) is whether an answer ended by itself, with EOS; `texts` are
+    without it. `logprobs` are the engine's, of each token of the first answers (N,)."""
+
+    tokens: Tokens
+    finished: Tensor
+    texts: list[str]
+    logprobs: Tensor
+
+
+class PolicyEngine:
+    """The engine on the weights that a network has when it is called."""
+
+    def __init__(
+        self, network: Llama, vocabulary: Vocabulary, *, device: str = "cpu", dtype: str = "fp32"
+    ) -> None:
+        self._network, self._vocabulary = network, vocabulary
+        self._device, self._dtype = device, dtype
+        self._llm: LLM | None = None
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_tokens: int,
+        num_checked: int = 0,
+    ) -> Answers:
+        """An answer of at most `max_tokens` to each prompt, token ids that end where the answer
+        begins, drawn by its seed from the policy itself: temperature 1, nothing cut off.
+
+        An answer ends with EOS; one that reaches `max_tokens`, or begins to write a chat tag, which
+        would forge a turn, is not finished. Log-probabilities, which cost time, are of the first
+        `num_checked`.
+        """
+        outputs = [
+            result.outputs[0]
+            for result in self._updated().generate(
+                [EncodedPrompt(ids, strip_space=True, stop=TAGS) for ids in prompts],
+                [
+                    SamplingParams(
+                        temperature=1.0,
+                        top_p=1.0,
+                        seed=seed,
+                        max_tokens=max_tokens,
+                        logprobs=0 if number < num_checked else None,
+                    )
+                    for number, seed in enumerate(seeds)
+                ],
+            )
+        ]
+        eos = self._vocabulary.eos_id
+        return Answers(
+            pack(prompts, [output.token_ids for output in outputs]),
+            torch.tensor([output.token_ids[-1] == eos for output in outputs]),
+            [output.text.strip() for output in outputs],
+            torch.tensor(
+                [token.logprob for output in outputs for token in output.logprobs or ()]
+            ).double(),
+        )
+
+    def _updated(self) -> LLM:
+        weights = as_checkpoint(self._network, Path("the policy"), self._vocabulary).without_heads()
+        if self._llm is None:
+            self._llm = LLM(weights, device=self._device, dtype=self._dtype)
+        else:
+            self._llm.update(weights.tensors)
+        return self._llm
+
+
+def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tokens:
+    """Prompts and answers as padded ids."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return Tokens(ids, *(torch.tensor(list(map(len, each))) for each in (prompts, answers)))
+
+
+def disagreement(answers: Answers, logprobs_N: Tensor) -> float:
+    """The largest difference of the engine's log-probabilities and those of the network for the
+    same tokens, the first of `logprobs_N`; 0 where none were asked for."""
+    checked = len(answers.logprobs)
+    if not checked:
+        return 0.0
+    return (logprobs_N[:checked].double().cpu() - answers.logprobs).abs().max().item()
