@@ -21,8 +21,9 @@ from puna.commands.producers import (
 from puna.commands.progress import bar
 from puna.data.prompts import read_user_turns
 from puna.evaluate.wilson import wilson
+from puna.recipes.tasks.persona import PERSONAS
 from puna.train.gatt import plan, synthesize, write_examples
-from puna.train.gatt_instructions import Instruction, draw_combined, read_instructions
+from puna.train.gatt_instructions import Check, Instruction, draw_combined, read_instructions
 from puna.train.obedience import by_turn, measure
 from puna.train.sampling import seed_of
 
@@ -37,7 +38,7 @@ _DIALOGS, _TURNS = 100, 20
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="Dialogs (JSONL, messages), of which what the user says is taken.",
+    help="Dialogs, in any form that puna sft reads; what the user says is taken.",
 )
 @click.option(
     "--out",
@@ -48,10 +49,9 @@ _DIALOGS, _TURNS = 100, 20
 )
 @click.option(
     "--instructions",
-    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Instructions (JSONL: instruction, short, pattern, probe) in place of Puna's own: "
-    "hobbies, languages, public figures, and their combinations.",
+    help="Instructions (JSONL: instruction, short, pattern, probe), or `personas`, those of puna "
+    "tasks, in place of hobbies, languages, public figures, and their combinations.",
 )
 @click.option(
     "--dialogs",
@@ -84,7 +84,7 @@ def gatt(
     model: str,
     prompts: Path,
     out: Path,
-    instructions: Path | None,
+    instructions: str | None,
     measuring: bool,
     against: str | None,
     only_obeying: bool,
@@ -102,12 +102,21 @@ def gatt(
     if only_obeying and measuring:
         raise ValueError("--only-obeying is for making data; --measure counts who obeys")
     said = read_user_turns(prompts)
-    own = None if instructions is None else read_instructions(instructions)
+    own = None if instructions is None else _instructions(instructions)
     job = _Job(said, own, out, generation, **scale)
     if measuring:
         job.measure([model] if against is None else [model, against], as_json=as_json)
     else:
         job.synthesize(model, only_obeying=only_obeying, as_json=as_json)
+
+
+def _instructions(source: str) -> list[Instruction]:
+    if source == "personas" and not Path(source).exists():
+        return [
+            Instruction(persona.instructions[0], persona.instructions[-1], (Check(persona.obeys),))
+            for persona in PERSONAS.values()
+        ]
+    return read_instructions(Path(source))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,10 @@ def plan(
 
 def instructed(user_turns: Sequence[str], answers: Sequence[str], text: str) -> list[Message]:
     """The dialog up to the next user turn, an instruction in front of each: of the first as the
-    format has it, as the system prompt; of the others as a paragraph (ours)."""
+    format has it, as the system prompt; of the others as their first sentence (ours)."""
     dialog = [Message("system", text), Message("user", user_turns[0])]
     for answer, turn in zip(answers, user_turns[1:], strict=False):
-        dialog += [Message("assistant", answer), Message("user", f"{text}\n\n{turn}")]
+        dialog += [Message("assistant", answer), Message("user", f"{text} {turn}")]
     return dialog
 
 

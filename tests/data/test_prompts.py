@@ -37,6 +37,12 @@ def test_prompts_and_their_labels(tmp_path: Path) -> None:
 def test_user_turns_of_answered_dialogs(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": [ASK, ANSWER]})
     assert read_user_turns(path) == [("Hi",)]
+    alpaca = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    assert read_user_turns(write(tmp_path / "b.jsonl", alpaca)) == [("Add.\n\n1, 2",)]
+    sharegpt = {"conversations": [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": "A"}]}
+    assert read_user_turns(write(tmp_path / "c.jsonl", sharegpt)) == [("A",)]
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 1: .*reserved"):
+        read_user_turns(write(tmp_path / "d.jsonl", alpaca | {"instruction": "[INST]"}))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def test_user_turns_of_answered_dialogs(tmp_path: Path) -> None:
 )
 def test_what_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": [ASK]}, value)
-    with pytest.raises(ValueError, match=rf"a\.jsonl, record 2: .*{message}"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: .*{message}"):
         read_prompts(path)
 
 

@@ -39,7 +39,7 @@ def repeat(
     assert count == 1
     return [
         [Answer(last.upper() if "shout" in last else last)]
-        for last in (" / ".join(dialog[-1].content.split("\n")) for dialog in dialogs)
+        for last in (dialog[-1].content for dialog in dialogs)
     ]
 
 
@@ -48,9 +48,9 @@ def test_the_instruction_stands_in_front_of_every_turn() -> None:
         Message("system", "Shout."),
         Message("user", "Hi"),
         Message("assistant", "a"),
-        Message("user", "Shout.\n\nHow are you?"),
+        Message("user", "Shout. How are you?"),
         Message("assistant", "b"),
-        Message("user", "Shout.\n\nBye"),
+        Message("user", "Shout. Bye"),
     ]
     assert instructed(TURNS, [], "Shout.")[1:] == [Message("user", "Hi")]
 
@@ -119,7 +119,7 @@ def test_dialogs_grow_turn_by_turn(tmp_path: Path) -> None:
     found = make(tmp_path / "dialogs.jsonl", tasks)
     assert [record["ended"] for record in found] == [None] * 3
     first = "Hi"
-    second = "ALWAYS SHOUT. /  / HOW ARE YOU?"
+    second = "ALWAYS SHOUT. HOW ARE YOU?"
     assert [record["answers"][:2] for record in found] == [[first, second]] * 3
     assert [len(record["answers"]) for record in found] == [2, 3, 3]
     counts = write_examples(tmp_path / "dialogs.jsonl", tasks, tmp_path / "sft.jsonl")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from puna.data.text import records
+from puna.recipes.tasks.persona import PERSONAS
 from tests.test_cli import is_one_clear_line, run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -67,6 +68,21 @@ def test_obedience_is_measured_and_compared(run: Run, prompts: Path, tmp_path: P
     # It is a model that answers what it is asked, one time of three about a capital.
     assert sum(turn["obeyed"] for turn in measured["cria"]) >= 1
     assert (tmp_path / "b" / "obedience.png").is_file()
+
+
+def test_personas_are_instructions(run: Run, prompts: Path, tmp_path: Path) -> None:
+    arguments = ["gatt", "--model", "cria", "--prompts", prompts, "--turns", "2", "--max-tokens"]
+    arguments += ["40", "--dialogs", "4", "--instructions", "personas", "--out", tmp_path / "p"]
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    said = [record["instruction"] for record in records(tmp_path / "p" / "dialogs.jsonl")]
+    assert set(said) <= {persona.instructions[0] for persona in PERSONAS.values()}
+    whole = len(list(records(tmp_path / "p" / "sft.jsonl")))
+    code, out, err = run(*arguments, "--only-obeying", "--json")
+    assert code == 0, err
+    # The shipped model knows no persona: nothing is left where its answers must show one.
+    report = json.loads(out)
+    assert report["examples"] == 0 < whole == report["left_out"]["does not obey"]
 
 
 def test_what_is_refused(run: Run, prompts: Path, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class Task:
             "requirements": [[each.name, dict(each.arguments)] for each in self.requirements],
             "is_safety": self.is_safety,
             "novel": self.novel,
+            # As `data.prompts` calls it: which preprompts are for it.
+            "risk": self.group if self.is_safety else "",
         }
 
 
