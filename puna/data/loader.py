@@ -28,7 +28,6 @@ class Loader:
     - `mix`: the weight of each source in windows (0: left out); by default the number of its
       windows, so that all sources end their epochs together.
     - `num_held_out`: the last windows of each source, never trained on: what `held_out()` gives.
-    - `verify`: compares a shard's checksum when it is first read.
 
     Raises ValueError for a mix that does not fit the sources, too little text, and a last batch
     size that does not divide over the ranks.
@@ -45,7 +44,6 @@ class Loader:
         num_held_out: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
-        verify: bool = True,
     ) -> None:
         if not 0 <= rank < num_ranks:
             raise ValueError(f"rank {rank} is not one of {num_ranks}")
@@ -55,8 +53,7 @@ class Loader:
         self._rank, self._num_ranks = rank, num_ranks
         self._seed, self.num_held_out = seed, num_held_out
         windows = {
-            source: Windows(shards, source, context_length, verify=verify)
-            for source in shards.manifest.sources
+            source: Windows(shards, source, context_length) for source in shards.manifest.sources
         }
         trained = {source: len(w) - num_held_out for source, w in windows.items()}
         weights = _weights(mix, trained)

@@ -264,7 +264,7 @@ class ShardSet:
         if found != shard.sha256:
             raise ValueError(
                 f"{path} is corrupt: its SHA-256 is {found}, its manifest says {shard.sha256}; "
-                "write it again"
+                "build the corpus again"
             )
 
     def verify_all(self, *, rank: int = 0, num_ranks: int = 1) -> None:
@@ -326,10 +326,11 @@ def _check_manifest(manifest: Manifest) -> None:
 
 def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise ValueError(f"the shard {path} is missing")
+        raise ValueError(f"the shard {path} is missing; build the corpus again")
     if path.stat().st_size != shard.num_bytes:
         raise ValueError(
-            f"the shard {path} has {path.stat().st_size} bytes, its manifest says {shard.num_bytes}"
+            f"the shard {path} has {path.stat().st_size} bytes, its manifest says "
+            f"{shard.num_bytes}; build the corpus again"
         )
 
 

@@ -16,14 +16,12 @@ class Windows:
     """Windows of `context_length` + 1 tokens of a source; they overlap by one token.
 
     So each token but the first is a target once, up to a rest at the end that fills no window. A
-    window may span shards: where shards end changes nothing. A shard is mapped, and with `verify`
-    its checksum compared, when the first window of it is read; ValueError if it is corrupt.
+    window may span shards: where shards end changes nothing. A shard is mapped when the first
+    window of it is read.
     """
 
-    def __init__(
-        self, shards: ShardSet, source: str, context_length: int, *, verify: bool = True
-    ) -> None:
-        self._shards, self._verify, self.context_length = shards, verify, context_length
+    def __init__(self, shards: ShardSet, source: str, context_length: int) -> None:
+        self._shards, self.context_length = shards, context_length
         self._of_source = [s for s in shards.manifest.shards if s.source == source]
         # Where each shard begins in the source, and where the last one ends.
         self._begins = list(
@@ -58,8 +56,5 @@ class Windows:
     def _tokens(self, number: int) -> NDArray[np.unsignedinteger]:
         with self._lock:
             if number not in self._mapped:
-                shard = self._of_source[number]
-                if self._verify:
-                    self._shards.verify(shard)
-                self._mapped[number] = self._shards.tokens(shard)
+                self._mapped[number] = self._shards.tokens(self._of_source[number])
             return self._mapped[number]

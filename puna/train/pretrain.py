@@ -17,7 +17,7 @@ from torch import Tensor
 
 from puna.attention import document_mask
 from puna.data.loader import Loader
-from puna.data.shards import open_shards
+from puna.data.shards import ShardSet, open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
 from puna.formats.files import atomic_directory
@@ -170,6 +170,8 @@ def pretrain(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
     config = run_config(run, parallel)
 
     def make_stage(share: Share) -> Pretrain:
+        shards = _shards(run, config, share.vocabulary)
+        shards.verify_all(rank=share.rank, num_ranks=share.num_ranks)
         loader = _loader(run, config, share.vocabulary, share.rank, share.num_ranks)
         return Pretrain(
             loader,
@@ -188,11 +190,15 @@ def _drawn(config: PretrainConfig, names: Collection[str]) -> Iterator[tuple[str
     return drawn(config.model, torch.Generator().manual_seed(config.seed))
 
 
+def _shards(run: Path, config: PretrainConfig, vocabulary: Vocabulary) -> ShardSet:
+    return open_shards(run / _DATA if config.shards is None else Path(config.shards), vocabulary)
+
+
 def _loader(
     run: Path, config: PretrainConfig, vocabulary: Vocabulary, rank: int = 0, num_ranks: int = 1
 ) -> Loader:
     return Loader(
-        open_shards(run / _DATA if config.shards is None else Path(config.shards), vocabulary),
+        _shards(run, config, vocabulary),
         context_length=config.model.context_length,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from puna.data.prefetch import Prefetched
 from puna.formats.run_folder import steps_saved
 from puna.parallel.float8 import check_float8
-from puna.parallel.place import HANG_TIMEOUT, take_place
+from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
@@ -80,10 +80,24 @@ def run_stage(
         rank, num_ranks = 0, 1
         if place is not None:
             rank, num_ranks = place.data_rank, config.layout.num_data_ranks
-        stage = make_stage(Share(vocabulary, rank, num_ranks, ahead))
+        stage = _agreed(place, lambda: make_stage(Share(vocabulary, rank, num_ranks, ahead)))
         # The first rank says whether there is a checkpoint.
         resumed = bool(steps_saved(run))
         if place is not None:
             resumed = place.everyone(resumed)[0]
         trainee = make_trainee(config.model, settings, stage, place, None if resumed else weights)
         return train(trainee, stage, settings, run, vocabulary, **options)
+
+
+def _agreed(place: Place | None, make: Callable[[], Stage]) -> Stage:
+    """What `make` gives; what one rank finds wrong with its share of the data, all raise."""
+    if place is None:
+        return make()
+    wrong = ""
+    try:
+        made = make()
+    except ValueError as error:
+        wrong = str(error)
+    if said := [one for one in place.everyone(wrong) if one]:
+        raise ValueError(said[0])
+    return made

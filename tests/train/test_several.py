@@ -69,8 +69,11 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
 def test_a_corrupt_shard_is_named_once(tmp_path: Path) -> None:
     vocabulary = named_vocabulary("cria")
     shards, out = tmp_path / "shards", tmp_path / "run"
-    write_shards(story_lines(600), vocabulary, shards, source="stories", licence="CC0")
-    path = shards / "00000.tokens"
+    write_shards(
+        story_lines(600), vocabulary, shards, source="stories", licence="CC0",
+        max_tokens_per_shard=4000,
+    )  # fmt: skip
+    path = shards / "00001.tokens"  # of the second rank's share
     damaged = bytearray(path.read_bytes())
     damaged[1000] ^= 1
     path.write_bytes(damaged)
@@ -78,7 +81,7 @@ def test_a_corrupt_shard_is_named_once(tmp_path: Path) -> None:
     done = torchrun("puna", "pretrain", shards, "--out", out, "--parallel", "fsdp=2", *options)
     assert done.returncode != 0
     assert done.stderr.count(f"puna: error: {path} is corrupt: its SHA-256 is") == 1
-    assert not steps_saved(out)
+    assert not steps_saved(out) and not read_log(out / "log.jsonl")
 
 
 @pytest.mark.parametrize(
