@@ -131,6 +131,10 @@ def _report(folder: Path, as_json: bool) -> None:
     else:
         _print(report)
         click.echo(f"report: {folder / 'report.html'}", err=True)
+    if not report["complete"]:
+        click.echo("not finished; give the same puna data build again to go on", err=True)
+    elif not any(source["documents_out"] for source in report["sources"].values()):
+        raise ValueError(f"no document is left; {folder / 'report.html'} says why")
 
 
 def _print(report: dict[str, Any]) -> None:

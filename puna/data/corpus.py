@@ -63,7 +63,10 @@ def read_mix(shards: Path, manifest: Manifest) -> dict[str, float] | None:
 def _vocabulary(shards: Path, manifest: Manifest) -> Vocabulary | None:
     for path in (shards / TOKENIZER, shards.parent / TOKENIZER):
         if path.is_file():
-            vocabulary = read_model(path.read_bytes())
+            try:
+                vocabulary = read_model(path.read_bytes())
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
             if vocabulary_hash(vocabulary) == manifest.vocabulary:
                 return vocabulary
     return None

@@ -37,6 +37,13 @@ def test_a_tokenizer_that_is_not_the_shards_is_not_taken(
     assert open_corpus(folder).vocabulary is None
 
 
+def test_a_damaged_tokenizer_is_named(folder: Path) -> None:
+    path = folder / "tokenizer.model"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"corpus.tokenizer\.model: the SentencePiece model is"):
+        open_corpus(folder)
+
+
 def test_what_is_declared_of_the_mix(folder: Path) -> None:
     path = folder / "tokens" / "mix.json"
     # Of a source of which nothing was left there are no shards.

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from puna.cli import puna
 from puna.data.pipeline.config import config_from_dict, read_config
+from puna.data.pipeline.plan import keep_plan, make_plan
 from tests.data.corpus import prose
 
 SOURCE = '[[source]]\nname = "a"\nlicence = "MIT"\npath = "a.txt"\nseparator = "<>"\n'
@@ -48,6 +49,21 @@ def test_a_build_that_is_stopped_says_how_to_go_on(
         puna, ["data", "build", str(tmp_path / "corpus.toml"), "--out", str(tmp_path / "out")]
     )
     assert "stopped; the same command goes on" in printed.output and printed.exit_code != 0
+
+
+def test_a_build_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Too few words.")
+    (tmp_path / "corpus.toml").write_text(SOURCE)
+    with pytest.raises(ValueError, match=r"no document is left; .*report\.html says why"):
+        run("build", tmp_path / "corpus.toml", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_unfinished_build_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(1))
+    (tmp_path / "corpus.toml").write_text(SOURCE)
+    keep_plan(make_plan(read_config(tmp_path / "corpus.toml")), tmp_path)
+    assert "not finished; give the same puna data build again" in run("report", tmp_path)
 
 
 def test_a_new_configuration_is_read(tmp_path: Path) -> None:

@@ -143,6 +143,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "all": ({"source": {"steps": {"minhash": {"ngram": 3}}}}, "minhash compares all documents"),
     "workers": ({"run": {"workers": 0}}, "workers must be 1 or more"),
     "executor": ({"run": {"executor": "cloud"}}, "unknown executor 'cloud'; known are local"),
+    "option": ({"run": {"options": {"time": "1h"}}}, "local has no option 'time'; known are"),
+    "ours": ({"run": {"options": {"tasks": 2}}}, "run.options: local has no option 'tasks'"),
+    "slurm": ({"run": {"executor": "slurm"}}, "run.options: slurm needs time and partition"),
+    "sbatch": (
+        {"run": {"executor": "slurm", "options": {"time": "1h", "partition": "cpu"}}},
+        "there is no sbatch on this machine",
+    ),
     "files": ({"source": {"path": ["none-*.txt"]}}, "source s: no files at"),
     "suffix": ({"source": {"path": ["a.doc"]}}, "is of an unknown kind; known are .txt"),
     "evaluation": ({"steps": {"decontaminate": {"evaluation": ["no"]}}}, "no evaluation sets at"),
@@ -150,7 +157,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_configuration_is_one_line(tmp_path: Path, case: str) -> None:
+def test_a_wrong_configuration_is_one_line(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
     (tmp_path / "a.txt").write_text("A story.")
     (tmp_path / "a.doc").write_text("A story.")
     changes, said = WRONG[case]

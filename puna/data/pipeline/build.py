@@ -10,7 +10,7 @@ from pathlib import Path
 from puna.data.corpus import TOKENIZER
 from puna.data.pipeline.config import PipelineConfig
 from puna.data.pipeline.contamination import evaluation_files
-from puna.data.pipeline.executors import EXECUTORS, RUNNERS, submit_to_slurm
+from puna.data.pipeline.executors import RUNNERS, check_run, submit_to_slurm
 from puna.data.pipeline.plan import Plan, keep_plan, make_plan
 from puna.data.pipeline.settings import Decontaminate
 from puna.data.pipeline.steps import Phase, phases
@@ -31,10 +31,7 @@ def build(
     `tokenizer` is a SentencePiece model's bytes, where ids are wanted. ValueError for whatever in
     the configuration, its sources or the folder does not fit, before any work where that can be.
     """
-    if config.run.executor not in EXECUTORS:
-        raise ValueError(
-            f"unknown executor {config.run.executor!r}; known are {', '.join(EXECUTORS)}"
-        )
+    check_run(config.run)
     plan = make_plan(config)
     if config.enabled("decontaminate"):
         settings = next(iter(config.settings.values()))["decontaminate"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import multiprocessing
 import os
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import datatrove.executor
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from loguru import logger
 
@@ -82,6 +85,28 @@ def run_locally(phase: Phase, run: Run, folder: Path) -> None:
     Local(phase.counted(folder), phase.tasks, workers, logs, **run.options).run()
 
 
+def check_run(run: Run) -> None:
+    """ValueError for an executor that is not known or not here, or that does not take its options.
+
+    What they may be is asked of datatrove: an option that it does not know, or lacks, would
+    otherwise end a build that has begun.
+    """
+    if run.executor not in _DATATROVE:
+        raise ValueError(f"unknown executor {run.executor!r}; known are {', '.join(_DATATROVE)}")
+    taken = inspect.signature(getattr(datatrove.executor, _DATATROVE[run.executor])).parameters
+    known = {name: taken[name] for name in taken if name not in _OURS}
+    if unknown := sorted(run.options.keys() - known):
+        raise ValueError(
+            f"run.options: {run.executor} has no option {unknown[0]!r}; known are "
+            f"{', '.join(known)}"
+        )
+    needed = [name for name, option in known.items() if option.default is option.empty]
+    if missing := [name for name in needed if name not in run.options]:
+        raise ValueError(f"run.options: {run.executor} needs {' and '.join(missing)}")
+    if run.executor == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("there is no sbatch on this machine; submit where Slurm's commands are")
+
+
 def submit_to_slurm(phases: list[Phase], run: Run, folder: Path) -> None:
     """Submits all phases, each to begin when the one before has ended."""
     before: SlurmPipelineExecutor | None = None
@@ -134,4 +159,10 @@ RUNNERS: dict[str, Callable[[Phase, Run, Path], None]] = {
     "local": run_locally,
     "ray": run_on_ray,
 }
-EXECUTORS = (*RUNNERS, "slurm")
+_DATATROVE = {
+    "local": "LocalPipelineExecutor",
+    "ray": "RayPipelineExecutor",
+    "slurm": "SlurmPipelineExecutor",
+}
+# What a phase or the configuration says already.
+_OURS = ("pipeline", "tasks", "workers", "logging_dir", "job_name", "depends", "slurm_logs_folder")

@@ -116,7 +116,9 @@ def _files(source: Source, folder: Path) -> list[Path]:
             anchor = Path(path.anchor)
             found += sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
         if not found:
-            raise ValueError(f"source {source.name}: no files at {path}")
+            raise ValueError(
+                f"source {source.name}: no files at {path}; read are {', '.join(READERS)}"
+            )
     for path in found:
         if suffix_of(path) not in READERS:
             raise ValueError(

@@ -21,22 +21,17 @@ _SUMMARIES = {
 }
 _FOUND = (
     ("boilerplate", "characters", "boilerplate", "characters of boilerplate"),
-    ("boilerplate", "in documents", "boilerplate", "documents with boilerplate"),
-    ("personal information replaced", "e-mails", "personal", "emails replaced"),
-    ("personal information replaced", "phones", "personal", "phones replaced"),
-    ("personal information replaced", "IPs", "personal", "ips replaced"),
-    (
-        "personal information replaced",
-        "in documents",
-        "personal",
-        "documents with personal information",
-    ),
+    ("boilerplate", "documents", "boilerplate", "documents with boilerplate"),
+    ("personal, replaced", "e-mails", "personal", "emails replaced"),
+    ("personal, replaced", "phones", "personal", "phones replaced"),
+    ("personal, replaced", "IPs", "personal", "ips replaced"),
+    ("personal, replaced", "documents", "personal", "documents with personal information"),
     ("dropped for it", "documents", "personal", None),
     ("dropped for it", "of sites", "sites", None),
-    ("duplicate documents", "exact", "exact", None),
-    ("duplicate documents", "near", "minhash", None),
-    ("evaluation sets", "paragraphs cut", "decontaminate", "paragraphs cut"),
-    ("evaluation sets", "documents", "decontaminate", None),
+    ("duplicates", "exact", "exact", None),
+    ("duplicates", "near", "minhash", None),
+    ("of evaluation sets", "paragraphs", "decontaminate", "paragraphs cut"),
+    ("of evaluation sets", "documents", "decontaminate", None),
 )  # (group, title, step, event; None: what the step dropped)
 
 
