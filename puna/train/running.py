@@ -89,7 +89,7 @@ def run_stage(
         return train(trainee, stage, settings, run, vocabulary, **options)
 
 
-def _agreed(place: Place | None, make: Callable[[], Stage]) -> Stage:
+def _agreed(place: Place | None, make: Callable[[], WindowedStage]) -> WindowedStage:
     """What `make` gives; what one rank finds wrong with its share of the data, all raise."""
     if place is None:
         return make()
