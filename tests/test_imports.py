@@ -19,7 +19,7 @@ ROOMS: tuple[set[str], ...] = (
     {"chat", "catalog"},
     {"attention", "kernels"},
     {"model"},
-    {"heads"},
+    {"heads", "lora"},
     {"quantize", "data", "hub"},
     {"parallel"},
     {"formats"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from puna.commands.lora_options import lora_options
 from puna.commands.models import locate
 from puna.commands.options import json_option
 from puna.commands.progress import bar
@@ -18,6 +19,7 @@ from puna.commands.train_run import train_run
 from puna.hub.locate import SHIPPED
 
 if TYPE_CHECKING:
+    from puna.lora import LoRASettings
     from puna.tokenizer import Vocabulary
     from puna.train.sft import Data, SFTConfig
 
@@ -40,6 +42,7 @@ _PIECE = 8  # windows at once; *ours*
               "evaluate on.  [default: a twentieth, at most 64]")  # fmt: skip
 @click.option("--held-out-data", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="Evaluate on the dialogs of this file instead; repeatable.")  # fmt: skip
+@lora_options
 @json_option
 @train_options(batch_size=None, learning_rate=2e-5)
 def sft(
@@ -51,6 +54,7 @@ def sft(
     too_long: str,
     held_out: int | None,
     held_out_data: tuple[Path, ...],
+    lora: LoRASettings | None,
     as_json: bool,
 ) -> None:
     """Fine-tune a model on the answers of DATA, with Llama 2's schedule.
@@ -109,6 +113,7 @@ def sft(
             options.seed,
             context_length=length,
             start=where,
+            lora=lora,
         )
         return config, found, start.vocabulary
 
@@ -155,6 +160,9 @@ def _show(config: SFTConfig, found: Data, windows: int, as_json: bool) -> None:
         "batch": f"{config.last_batch_size:,} windows, {config.micro_batch_size:,} at once",
         "layout": f"{config.layout}: {config.layout.num_ranks:,} processes on {settings.device}",
     }
+    if config.lora is not None:
+        pairs, targets = config.lora, ",".join(config.lora.targets)
+        facts["lora"] = f"rank {pairs.rank}, alpha {pairs.alpha:g}, {targets}, base {pairs.base}"
     if lines := found.skipped.lines():
         facts["left out"] = "\n".join(lines)
     facts_table("The run", facts)

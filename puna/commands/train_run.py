@@ -145,7 +145,7 @@ class TrainRun:
         click.echo(
             f"trained: {newest}; losses in {out / 'log.jsonl'} and {out / 'loss.png'}", err=True
         )
-        click.echo(f"try it: {self.try_it} --model {newest}", err=True)
+        click.echo(f"try it: {self.try_it} {config.opened_by(newest)}", err=True)
 
 
 def train_run(

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from puna.formats import huggingface, sharded
+from puna.formats.adapters import peft
 from puna.formats.checkpoint import Checkpoint
+from puna.formats.errors import FormatError
 from puna.formats.manifest import MANIFEST
 
 NAME = "run"
@@ -31,6 +33,9 @@ def read(path: Path) -> Checkpoint:
     """The newest checkpoint that has a manifest, which is written last; its path is the step's."""
     steps = [n for n in steps_saved(path) if (checkpoint_path(path, n) / MANIFEST).is_file()]
     newest = checkpoint_path(path, (steps or steps_saved(path))[-1])
+    if peft.detect(newest):
+        problem = f"the run trained a LoRA adapter: open its base, with --lora {newest}"
+        raise FormatError(path, newest.name, 0, problem)
     checkpoint = sharded.read(newest) if sharded.detect(newest) else huggingface.read(newest)
     note = f"this is {newest.name}, the newest checkpoint of the run"
     return replace(checkpoint, notes=(*checkpoint.notes, note))

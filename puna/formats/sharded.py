@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from puna.config import ModelConfig
+from puna.formats.adapters import peft
 from puna.formats.checkpoint import Checkpoint, check_tensors
 from puna.formats.huggingface import read_chat_template
 from puna.formats.manifest import MANIFEST, read_manifest
@@ -31,7 +32,8 @@ def shapes_of(config: ModelConfig, found: Collection[str]) -> dict[str, tuple[in
 
 
 def detect(path: Path) -> bool:
-    return path.is_dir() and (path / MANIFEST).is_file() and not (path / "config.json").is_file()
+    other = (path / "config.json").is_file() or peft.detect(path)
+    return path.is_dir() and (path / MANIFEST).is_file() and not other
 
 
 def read(path: Path) -> Checkpoint:

@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from puna import lora
 from puna.formats import huggingface
+from puna.formats.adapters import peft
 from puna.formats.manifest import Manifest, file_facts, first_damage, read_manifest
 from puna.formats.names import HUGGINGFACE
 from puna.formats.network import state_tensors, weights_as_checkpoint
@@ -94,12 +96,15 @@ def save(
     CheckpointError where the disk does not take it; what was there before is there then.
     """
     path = checkpoint_path(run, state.step)
-    weights = dict(model.named_parameters())
     try:
         folder = begin(path)
-        checkpoint = weights_as_checkpoint(model.config, weights, path, vocabulary)
-        checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template)
-        huggingface.write_into(checkpoint, folder)
+        if lora.layers_of(model):
+            _write_adapter(model, folder)
+        else:
+            weights = dict(model.named_parameters())
+            checkpoint = weights_as_checkpoint(model.config, weights, path, vocabulary)
+            checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template)
+            huggingface.write_into(checkpoint, folder)
         with open(folder / f"{_OPTIMIZER}.safetensors", "xb") as file:
             write_safetensors(file, state_tensors(dict(moments_of(model, optimizer))), {})
         files = {}
@@ -113,6 +118,16 @@ def save(
     except BaseException:
         discard(path)
         raise
+
+
+def _write_adapter(model: Llama, folder: Path) -> None:
+    layers = lora.layers_of(model)
+    pairs = {
+        name: state_tensors({"a": layer.lora_a, "b": layer.lora_b})
+        for name, layer in layers.items()
+    }
+    settings = next(iter(layers.values())).settings
+    peft.write_into(folder, pairs, rank=settings.rank, alpha=settings.alpha)
 
 
 def restore(run: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> RunState | None:
@@ -171,7 +186,7 @@ def run_state(manifest: Manifest) -> RunState:
 
 def moments_of(model: Llama, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """What AdamW knows of each weight, by `step.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`."""
-    for name, weight in model.named_parameters():
+    for name, weight in lora.trained(model).items():
         for key, tensor in optimizer.state[weight].items():
             yield f"{key}.{name}", tensor.reshape(1) if tensor.ndim == 0 else tensor
 
@@ -192,10 +207,12 @@ def _fill(path: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> 
     manifest, network = read_manifest(path), trainee.network
     if manifest.model != network.config:
         raise ValueError(f"{path} is of a model of another shape than the run's config.json says")
-    saved = saved_tensors(path, manifest)
-    if missing := [name for name, _ in network.named_parameters() if name not in saved]:
+    trained = lora.trained(network)
+    pairs = {name: tuple(weight.shape) for name, weight in trained.items()}
+    saved = saved_tensors(path, manifest, pairs if lora.layers_of(network) else None)
+    if missing := [name for name in trained if name not in saved]:
         raise ValueError(f"{path} lacks {missing[0]}, which this run trains")
-    for name, weight in network.named_parameters():
+    for name, weight in trained.items():
         box = trainee.box(weight)
         local(weight).copy_(_read(saved[name], box, weight.dtype))
         state: dict[str, Any] = {}
@@ -211,11 +228,18 @@ def _fill(path: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> 
         optimizer.state[weight] = state
 
 
-def saved_tensors(path: Path, manifest: Manifest) -> Mapping[str, Pieced]:
-    """A checkpoint's weights by Meta's names, and moments as `moments_of` names them."""
+def saved_tensors(
+    path: Path, manifest: Manifest, pairs: Mapping[str, tuple[int, ...]] | None = None
+) -> Mapping[str, Pieced]:
+    """A checkpoint's weights by Meta's names, and moments as `moments_of` names them.
+
+    Of an adapter's the `pairs`, by their names in the network and with their shapes.
+    """
     files = [path / name for name in sorted(manifest.files) if name.endswith(".safetensors")]
-    found = find_pieces(files, lambda name: HUGGINGFACE.canonical(name) or name)
-    shapes = shapes_of(manifest.model, found)
+    found = find_pieces(
+        files, lambda name: HUGGINGFACE.canonical(name) or peft.in_network(name) or name
+    )
+    shapes = dict(pairs) if pairs is not None else shapes_of(manifest.model, found)
     moments = {
         f"{key}.{name}": (1,) if key == "step" else shape
         for key in _MOMENTS

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from puna.lora import trained
 from puna.model import Llama
 from puna.parallel.fsdp import Box
 from puna.parallel.layout import SCHEDULES, Layout
@@ -221,9 +222,9 @@ class Trainee(Protocol):
 
 
 def make_optimizer(model: Llama, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over all weights; the paper names no exception from weight decay."""
+    """AdamW over all weights that are trained; the paper names no exception from weight decay."""
     return torch.optim.AdamW(
-        model.parameters(),
+        trained(model).values(),
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,

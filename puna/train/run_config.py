@@ -70,6 +70,10 @@ class RunConfig:
         """How the run is cut; one process where nothing is said."""
         return Layout.parse(self.settings.parallel)
 
+    def opened_by(self, checkpoint: Path) -> str:
+        """The options that open a checkpoint of the run."""
+        return f"--model {checkpoint}"
+
     def to_dict(self) -> dict[str, Any]:
         return {"stage": self.stage} | dataclasses.asdict(self)
 

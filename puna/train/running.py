@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from puna.data.prefetch import Prefetched
 from puna.formats.run_folder import steps_saved
+from puna.model import Llama
 from puna.parallel.float8 import check_float8
 from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
-from puna.train.loop import WindowedStage, train
+from puna.train.loop import Trainee, WindowedStage, train
 from puna.train.run_config import RunConfig, read_vocabulary
+from puna.train.single import Single
 from puna.train.starting import Weights, make_trainee
 
 Batches = Callable[[int], NDArray[np.int64]]
@@ -52,11 +54,13 @@ def run_stage(
     make_stage: Callable[[Share], WindowedStage],
     weights: Weights,
     *,
+    network: Callable[[], Llama] | None = None,
     hang_timeout: float = HANG_TIMEOUT,
     **options: Any,
 ) -> bool:
     """Trains a prepared run; `options` are those of `train.loop.train`, `weights` the first ones,
-    which are not asked for where a checkpoint replaces them.
+    which are not asked for where a checkpoint replaces them. Where `network` makes one, that is
+    trained instead, by one process.
 
     With a layout, each of its processes calls this. Where one of several does not move for
     `hang_timeout` seconds (0: however long), the others name it and end (`parallel.watchdog`);
@@ -81,6 +85,9 @@ def run_stage(
         if place is not None:
             rank, num_ranks = place.data_rank, config.layout.num_data_ranks
         stage = _agreed(place, lambda: make_stage(Share(vocabulary, rank, num_ranks, ahead)))
+        if network is not None:
+            trainee: Trainee = Single(network(), stage, settings)
+            return train(trainee, stage, settings, run, vocabulary, **options)
         # The first rank says whether there is a checkpoint.
         resumed = bool(steps_saved(run))
         if place is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,24 @@ from torch import Tensor
 
 from puna.attention import document_mask
 from puna.chat import LLAMA2_TEMPLATE
+from puna.config import ModelConfig
 from puna.data.dialogs import EncodedDialogs, Skipped, encode
 from puna.data.instructions import dialogs
 from puna.data.packing import Packs
 from puna.data.permutation import Permutation
+from puna.formats import Checkpoint
 from puna.formats.files import atomic_directory
+from puna.kernels.layouts import RUN
+from puna.lora import LoRASettings
 from puna.model import Llama
 from puna.parallel.layout import check_model
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.log import Record
+from puna.train.loop import Settings
 from puna.train.losses import perplexity
 from puna.train.run_config import RunConfig, read_config, write_run
 from puna.train.running import Share, run_stage
-from puna.train.starting import open_start, start_weights
+from puna.train.starting import lora_network, open_start, start_weights
 from puna.train.window_loss import head_loss_sum, hidden_states
 
 _TRAINED, _HELD_OUT = "dialogs", "held_out"  # folders of the run
@@ -38,12 +43,19 @@ _TRAINED, _HELD_OUT = "dialogs", "held_out"  # folders of the run
 @dataclass(frozen=True, slots=True)
 class SFTConfig(RunConfig):
     """A fine-tuning run as resolved. Batches are of windows of `context_length` positions, packed
-    with dialogs; `start` is the path of the model that it begins from."""
+    with dialogs; `start` is the path of the model that it begins from; with `lora` pairs are
+    trained beside that, in one process."""
 
     context_length: int = 0
     start: str = ""
+    lora: LoRASettings | None = None
 
     stage = "sft"
+
+    def opened_by(self, checkpoint: Path) -> str:
+        if self.lora is None:
+            return RunConfig.opened_by(self, checkpoint)
+        return f"--model {self.start} --lora {checkpoint}"
 
     def __post_init__(self) -> None:
         if not 2 <= self.context_length <= self.model.context_length:
@@ -52,6 +64,11 @@ class SFTConfig(RunConfig):
                 f"{self.model.context_length}"
             )
         RunConfig.__post_init__(self)
+        lora: object = self.lora
+        if isinstance(lora, Mapping):  # out of JSON
+            object.__setattr__(self, "lora", LoRASettings(**lora))
+        if self.lora is not None:
+            _check_lora(self.lora, self.model, self.settings)
         windowed = replace(self.model, context_length=self.context_length)
         check_model(self.layout, windowed, self.settings.schedule)
 
@@ -178,7 +195,9 @@ def sft(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
     config = run_config(run, parallel)
     make = functools.partial(make_stage, run, config)
     weights = functools.partial(first_weights, config)
-    return run_stage(run, config, make, weights, chat_template=LLAMA2_TEMPLATE, **options)
+    network = None if config.lora is None else functools.partial(_with_pairs, config)
+    options |= {"chat_template": LLAMA2_TEMPLATE, "network": network}
+    return run_stage(run, config, make, weights, **options)
 
 
 def make_stage(run: Path, config: SFTConfig, share: Share) -> SFT:
@@ -198,12 +217,33 @@ def make_stage(run: Path, config: SFTConfig, share: Share) -> SFT:
     )
 
 
+def _with_pairs(config: SFTConfig) -> Llama:
+    assert config.lora is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    return lora_network(_start(config), config.lora, config.settings.device, generator)
+
+
 def first_weights(config: SFTConfig, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Those of the model that the run begins from; ValueError where it became another."""
+    return start_weights(_start(config), names)
+
+
+def _start(config: SFTConfig) -> Checkpoint:
     start = open_start(config.start)
     if start.config != config.model:
         raise ValueError(f"{config.start} is not the model that the run was prepared for")
-    return start_weights(start, names)
+    return start
+
+
+def _check_lora(lora: LoRASettings, model: ModelConfig, settings: Settings) -> None:
+    """ValueError for what LoRA cannot be trained with."""
+    for size in (model.dim, model.ffn_dim):
+        if lora.base == "int4" and size % RUN:
+            raise ValueError(f"int4 packs {RUN} inputs together; this model has {size}: use int8")
+    for name in ("parallel", "float8", "statistics_every"):
+        if getattr(settings, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"LoRA is trained in one process, plainly: leave out --{option}")
 
 
 def _packs(dialogs: EncodedDialogs, context_length: int) -> Packs:

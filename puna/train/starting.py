@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from puna.config import ModelConfig
+from puna.engine.gpu.loading import read_network
 from puna.formats import Checkpoint, open_checkpoint
 from puna.formats.network import load_model, read_tensor
 from puna.hub.locate import locate
+from puna.lora import LoRASettings, attach
 from puna.model import Llama, empty
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place
@@ -43,6 +45,17 @@ def start_weights(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[tu
     """The named weights as fp32, read one at a time, for `Part.fill` and `make_trainee`."""
     for name in names:
         yield name, read_tensor(checkpoint.tensors[name]).float()
+
+
+def lora_network(
+    checkpoint: Checkpoint, settings: LoRASettings, device: str, generator: torch.Generator
+) -> Llama:
+    """The network, frozen and held as the settings say, with new pairs to train."""
+    network = read_network(checkpoint, settings.base, lambda name: torch.device(device))
+    for weight in network.parameters():  # packed ones are none
+        weight.data = weight.data.float()
+    attach(network, settings, generator)
+    return network
 
 
 def make_trainee(

@@ -12,6 +12,7 @@ from puna.chat import LLAMA2_TEMPLATE
 from puna.config import ModelConfig
 from puna.formats import save_checkpoint
 from puna.formats.network import as_checkpoint
+from puna.lora import LoRASettings
 from puna.parallel.place import take_place
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.loop import Settings, train
@@ -21,7 +22,7 @@ from puna.train.sft import SFTConfig, first_weights, make_stage, prepare, read_d
 from puna.train.starting import make_trainee
 from tests.samples import random_model, story_lines
 
-MODEL = ModelConfig(32, 2, 4, 2, 48, vocab_size=420, context_length=64)
+MODEL = ModelConfig(32, 2, 4, 2, 64, vocab_size=420, context_length=64)
 SETTINGS = Settings(steps=6, learning_rate=3e-3, warmup_steps=1, dtype="fp32", checkpoint_every=2)
 
 
@@ -44,7 +45,14 @@ def write_dialogs(path: Path, count: int = 60) -> Path:
     return path
 
 
-def new_run(folder: Path, vocabulary: Vocabulary, *, name: str = "run", **settings: Any) -> Path:
+def new_run(
+    folder: Path,
+    vocabulary: Vocabulary,
+    *,
+    name: str = "run",
+    lora: LoRASettings | None = None,
+    **settings: Any,
+) -> Path:
     """A prepared run in `folder`, from a model of random weights."""
     folder.mkdir(exist_ok=True)
     start = folder / "start"
@@ -56,7 +64,7 @@ def new_run(folder: Path, vocabulary: Vocabulary, *, name: str = "run", **settin
     )
     config = SFTConfig(
         MODEL, dataclasses.replace(SETTINGS, **settings), 8, 2, 3, context_length=64,
-        start=str(start),
+        start=str(start), lora=lora,
     )  # fmt: skip
     prepare(folder / name, config, data, vocabulary)
     return folder / name

@@ -6,6 +6,7 @@ a matrix is read; a setting that does anything else is refused by its name.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ from typing import Any
 
 from puna.formats import names
 from puna.formats.adapters.adapter import Adapter, Half, paired, transposed
+from puna.formats.checkpoint import LazyTensor
 from puna.formats.errors import FormatError
 from puna.formats.json_text import JsonObject, read_json
 from puna.formats.pickled import read_pickled
-from puna.formats.safetensors_file import read_safetensors
+from puna.formats.safetensors_file import read_safetensors, write_safetensors
 
 NAME = "peft"
 
@@ -46,6 +48,7 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga")
 
 _MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[\w-]+)?\.weight")
 _EMBEDDING = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_embedding_([AB])(?:\.[\w-]+)?")
+_PREFIX = "base_model.model."
 _BASE = ".base_layer.weight"  # a copy of the base's own embedding
 _MAX_NUMBER = 1e9
 _PATTERN = re.compile(r"\^?(?:\w|\.|\\\.)+\$?")
@@ -101,6 +104,51 @@ def read(path: Path) -> Adapter:
         return float(_lookup(alphas, module, alpha) / (math.sqrt(actual) if rooted else actual))
 
     return Adapter(NAME, path, paired(weights, halves, scale))
+
+
+def write_into(
+    folder: Path,
+    pairs: Mapping[str, Mapping[str, LazyTensor]],
+    *,
+    rank: int,
+    alpha: float,
+) -> None:
+    """Fills an existing folder with the pairs {name of a weight: {"a": (rank, I), "b": (O, rank)}},
+    rotary pairs of rows half-split; PEFT loads it."""
+    tensors = {}
+    for name, pair in pairs.items():
+        for side, tensor in pair.items():
+            tensors[f"{_PREFIX}{_module(name)}.lora_{side.upper()}.weight"] = tensor
+    with open(folder / "adapter_model.safetensors", "xb") as file:
+        write_safetensors(file, tensors, {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({_module(name).rpartition(".")[2] for name in pairs}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def in_network(field: str) -> str | None:
+    """What a network in training calls a tensor of the file: `layers.0.attention.wq.lora_a`."""
+    match = _MATRIX.fullmatch(field)
+    name = match and names.HUGGINGFACE.canonical(f"{match[1]}.weight")
+    return f"{name.removesuffix('.weight')}.lora_{match[2].lower()}" if match and name else None
+
+
+def _module(name: str) -> str:
+    """A weight's module as Hugging Face calls it."""
+    return names.HUGGINGFACE.foreign(name).removesuffix(".weight")
 
 
 def _check_plain(config: JsonObject) -> None:
