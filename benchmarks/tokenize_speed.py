@@ -34,7 +34,8 @@ import sentencepiece
 import tokenizers
 
 from puna.commands.models import named_vocabulary
-from puna.data.shards import open_shards, token_dtype
+from puna.data.manifest import token_dtype
+from puna.data.shards import open_shards
 from puna.data.text import documents
 from puna.data.tokenize import write_shards
 from puna.data.words import WordTokenizer

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.data.shards import MANIFEST, Manifest, read_manifest, vocabulary_hash
+from puna.data.manifest import MANIFEST, Manifest, read_manifest, vocabulary_hash
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -20,60 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from puna.data.manifest import (
+    END_DTYPE,
+    MANIFEST,
+    Manifest,
+    Shard,
+    read_manifest,
+    token_dtype,
+    vocabulary_hash,
+    write_manifest,
+)
 from puna.tokenizer import Vocabulary
-from puna.tokenizer.sentencepiece_model import write_model
 
-MANIFEST = "manifest.json"
 TOKENS_PER_SHARD = 1 << 28  # half a gigabyte of `<u2`
-_VERSION = 1
 _NAME = "{}.tokens"
-_END = np.dtype("<u8")
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What one shard holds; `file` is relative to the manifest's folder."""
-
-    file: str
-    source: str
-    licence: str
-    num_tokens: int
-    num_documents: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a folder of shards holds; `vocabulary` is the SHA-256 of its `tokenizer.model`."""
-
-    vocabulary: str
-    vocab_size: int
-    shards: tuple[Shard, ...]
-    num_empty_documents: int = 0  # left out, having no ids
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The sources, each once, in the order of their first shards."""
-        return tuple(dict.fromkeys(shard.source for shard in self.shards))
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(shard.num_tokens for shard in self.shards)
-
-    @property
-    def num_documents(self) -> int:
-        return sum(shard.num_documents for shard in self.shards)
-
-
-def vocabulary_hash(vocabulary: Vocabulary) -> str:
-    """SHA-256 of the vocabulary's `tokenizer.model`, in hexadecimal."""
-    return hashlib.sha256(write_model(vocabulary)).hexdigest()
-
-
-def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every id."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class ShardWriter:
@@ -158,7 +117,7 @@ class ShardWriter:
         try:
             if kind is None:
                 self._finish_shard()
-                _write_manifest(self._folder, self.manifest)
+                write_manifest(self._folder, self.manifest)
                 return
         except BaseException:
             self._remove()
@@ -196,8 +155,8 @@ class _OpenShard:
 
     def finish(self) -> tuple[int, int, int, str]:
         """Tokens, documents, bytes and checksum of the whole file, which is on the disk now."""
-        self._write(bytes(-self.file.tell() % _END.itemsize))
-        self._write(np.asarray(self.ends, _END).tobytes())
+        self._write(bytes(-self.file.tell() % END_DTYPE.itemsize))
+        self._write(np.asarray(self.ends, END_DTYPE).tobytes())
         size = self.file.tell()
         with self.file:
             self.file.flush()
@@ -229,24 +188,8 @@ def join_shards(folder: Path, parts: Sequence[str]) -> Manifest:
     )
     num_empty = sum(manifest.num_empty_documents for manifest in manifests)
     joined = replace(manifests[0], shards=shards, num_empty_documents=num_empty)
-    _write_manifest(folder, joined)
+    write_manifest(folder, joined)
     return joined
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder; ValueError if there is none or it is damaged."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no shards: there is no {MANIFEST}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("version") != _VERSION:
-            raise ValueError("it is of another version")
-        manifest = Manifest(**values | {"shards": tuple(Shard(**s) for s in values["shards"])})
-        _check_manifest(manifest)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -280,7 +223,10 @@ class ShardSet:
     def ends(self, shard: Shard) -> NDArray[np.unsignedinteger]:
         """Where each document of a shard ends among its ids, (num_documents,), mapped."""
         return self._map(
-            shard, _END, shard.num_bytes - _END.itemsize * shard.num_documents, shard.num_documents
+            shard,
+            END_DTYPE,
+            shard.num_bytes - END_DTYPE.itemsize * shard.num_documents,
+            shard.num_documents,
         )
 
     def _map(self, shard: Shard, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
@@ -306,24 +252,6 @@ def open_shards(folder: Path, vocabulary: Vocabulary | None = None) -> ShardSet:
     return ShardSet(folder, manifest)
 
 
-def _check_manifest(manifest: Manifest) -> None:
-    numbers = [manifest.vocab_size, manifest.num_empty_documents]
-    for shard in manifest.shards:
-        numbers += [shard.num_tokens, shard.num_documents, shard.num_bytes]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("a count is no number")
-    itemsize = token_dtype(manifest.vocab_size).itemsize
-    for shard in manifest.shards:
-        path = PurePosixPath(shard.file)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"shard {shard.file!r} is outside the folder")
-        if not 0 < shard.num_documents <= shard.num_tokens:
-            raise ValueError(f"shard {shard.file!r} cannot hold {shard.num_documents} documents")
-        num_bytes = -(-itemsize * shard.num_tokens // _END.itemsize) * _END.itemsize
-        if shard.num_bytes != num_bytes + _END.itemsize * shard.num_documents:
-            raise ValueError(f"shard {shard.file!r} cannot have {shard.num_bytes} bytes")
-
-
 def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
         raise ValueError(f"the shard {path} is missing; build the corpus again")
@@ -332,13 +260,3 @@ def _check_size(path: Path, shard: Shard) -> None:
             f"the shard {path} has {path.stat().st_size} bytes, its manifest says "
             f"{shard.num_bytes}; build the corpus again"
         )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    temporary = folder / f".{MANIFEST}.partial"
-    with open(temporary, "wb") as file:
-        values = {"version": _VERSION, **asdict(manifest)}
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.data.shards import TOKENS_PER_SHARD, Manifest, ShardWriter
+from puna.data.manifest import Manifest
+from puna.data.shards import TOKENS_PER_SHARD, ShardWriter
 from puna.data.words import WordTokenizer
 from puna.tokenizer import Vocabulary
 

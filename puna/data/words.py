@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.data.shards import token_dtype
+from puna.data.manifest import token_dtype
 from puna.tokenizer import PieceType, Tokenizer, Vocabulary
 from puna.tokenizer.vocabulary import SPACE
 

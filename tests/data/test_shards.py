@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puna.data.shards import (
-    MANIFEST,
-    ShardWriter,
-    join_shards,
-    open_shards,
-    read_manifest,
-    token_dtype,
-    vocabulary_hash,
-)
+from puna.data.manifest import MANIFEST, read_manifest, token_dtype, vocabulary_hash
+from puna.data.shards import ShardWriter, join_shards, open_shards
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import write_model
 from puna.tokenizer.vocabulary import padded
