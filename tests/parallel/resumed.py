@@ -28,10 +28,10 @@ def stop_at(step: int) -> Callable[[Record], None]:
 
 
 def main(folder: Path) -> None:
-    """`run` is prepared; a copy of it is stopped and resumed, another goes on otherwise cut."""
+    """`run` is prepared; a copy of it is stopped and resumed, others go on otherwise cut."""
     torch.set_num_threads(1)
     meet_to_train("cpu")
-    stopped, moved = folder / "stopped", folder / "moved"
+    stopped, moved, piped = (folder / name for name in ("stopped", "moved", "piped"))
 
     def fail() -> None:
         raise ValueError("the disk is full")
@@ -51,10 +51,12 @@ def main(folder: Path) -> None:
 
     def copy_again() -> None:
         shutil.copytree(stopped, moved)
+        shutil.copytree(stopped, piped)
 
     first_alone(copy_again)
     assert pretrain(stopped)
     assert pretrain(moved, parallel="tp=2")
+    assert pretrain(piped, parallel="pp=2")
     dist.destroy_process_group()
 
 

@@ -11,13 +11,14 @@ import pytest
 
 from puna.commands.models import named_vocabulary
 from puna.data.tokenize import write_shards
+from puna.formats.manifest import read_manifest
 from puna.tokenizer import Vocabulary
-from puna.train.checkpoints import checkpoint_path, steps_saved
+from puna.train.checkpoints import checkpoint_path, saved_tensors, steps_saved
 from puna.train.log import read_log
 from puna.train.pretrain import pretrain
 from puna.train.pretrain import run_config as read_config
 from tests.samples import story_lines
-from tests.train.runs import losses, new_run, run_config, weights
+from tests.train.runs import MODEL, losses, new_run, run_config, weights
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -35,12 +36,17 @@ def test_stopped_and_resumed_by_two_processes(tmp_path: Path, vocabulary: Vocabu
     run = new_run(tmp_path, vocabulary, run_config(2, 1, parallel="fsdp=2", **settings))
     done = torchrun("tests.parallel.resumed", tmp_path)
     assert done.returncode == 0, done.stderr[-5000:]
-    stopped, moved = tmp_path / "stopped", tmp_path / "moved"
+    stopped, moved, piped = (tmp_path / name for name in ("stopped", "moved", "piped"))
     assert steps_saved(run) == [3, 6] and steps_saved(stopped) == [4, 6]
     assert losses(stopped) == losses(run)
     ends = [weights(checkpoint_path(path, 6)) for path in (run, stopped, moved)]
     assert ends[0] == ends[1] != ends[2]
     assert losses(moved) == pytest.approx(losses(run), abs=1e-5)
+    assert losses(piped) == pytest.approx(losses(run), abs=1e-5)
+    # All moments are in what is saved after an evaluation, which a pipeline gathers weights for.
+    saved = [checkpoint_path(path, 6) for path in (run, moved, piped)]
+    names = [set(saved_tensors(path, read_manifest(path))) for path in saved]
+    assert names[0] == names[1] == names[2] and len(names[0]) == 4 * len(MODEL.tensor_shapes())
     # One process, from the same text, and it opens what several saved.
     single = new_run(tmp_path / "single", vocabulary, run_config(2, 1, **settings))
     assert pretrain(single)
