@@ -12,7 +12,7 @@ from puna.data.text import documents
 from puna.formats.files import atomic_directory
 from puna.recipes.tasks import facts, format, length, persona, refusal
 from puna.recipes.tasks.countries import read_countries
-from puna.recipes.tasks.pairs import made_for
+from puna.recipes.tasks.pairs import made
 from puna.recipes.tasks.split import split
 from puna.recipes.tasks.task import Task, lines, messages_row
 
@@ -26,26 +26,29 @@ SUBJECTS = (
 
 
 class Size(NamedTuple):
-    """How many tasks of a kind are taken at most; `held_out` on known subjects, `novel` besides."""
+    """How many tasks of a kind are taken at most; `held_out` on known subjects, `novel` besides.
+
+    `pairs` are the preferences between answers to what is learned and to prompts.
+    """
 
     sft: int
     prompts: int
     held_out: int
     novel: int
+    pairs: int
 
 
 # *Ours*: a third of a million tokens to learn, which takes minutes on two cores.
 SIZES: dict[str, Size] = {
-    "facts": Size(2700, 600, 200, 60),
-    "format": Size(1500, 500, 200, 60),
-    "persona": Size(1500, 500, 200, 60),
-    "length": Size(800, 300, 100, 30),
-    "refusal": Size(180, 80, 50, 30),
-    "benign": Size(160, 80, 50, 30),
+    "facts": Size(2700, 600, 200, 60, 900),
+    "format": Size(1500, 500, 200, 60, 700),
+    "persona": Size(1500, 500, 200, 60, 700),
+    "length": Size(800, 300, 100, 30, 400),
+    "refusal": Size(180, 80, 50, 30, 500),
+    "benign": Size(160, 80, 50, 30, 400),
 }
 CONVERSATIONS = 300  # of several plain questions, learned besides
 MAX_TURNS = 5
-PAIRS = 3000
 
 
 class Uses(NamedTuple):
@@ -111,19 +114,27 @@ def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
     learned = [_learned(task.id, [task]) for task in uses.sft]
     learned += _conversations([task for task in uses.sft if task.kind == "facts"], generator)
     generator.shuffle(learned)
-    compared = [*uses.sft, *uses.prompts]
-    generator.shuffle(compared)
     written = {
         "sft": learned,
         "prompts": [task.row() for task in uses.prompts],
         "held_out": [task.row() for task in uses.held_out],
-        "preferences": list(made_for(compared, generator))[:PAIRS],
+        "preferences": _preferences([*uses.sft, *uses.prompts], generator),
         "red_team": [task.row() for task in uses.red_team],
     }
     with atomic_directory(out) as folder:
         for name, rows in written.items():
             (folder / f"{name}.jsonl").write_bytes(lines(rows))
     return {name: len(rows) for name, rows in written.items()}
+
+
+def _preferences(tasks: Sequence[Task], generator: random.Random) -> list[dict[str, Any]]:
+    """Pairs of each kind, as many as `SIZES` says, in a seeded order."""
+    chosen = []
+    for kind, size in SIZES.items():
+        pairs = [line for task in tasks if task.kind == kind for line in made(task, generator)]
+        chosen += generator.sample(pairs, min(size.pairs, len(pairs)))
+    generator.shuffle(chosen)
+    return chosen
 
 
 def _conversations(plain: Sequence[Task], generator: random.Random) -> Iterator[dict[str, Any]]:

@@ -20,9 +20,11 @@ RATINGS = (
 EQUAL_SHARE = 0.25
 
 
-def made(task: Task, generator: random.Random) -> dict[str, Any] | None:
-    """The reference beside one of the flawed answers; None where that is no worse in any way."""
-    return pair(task, task.answer, generator.choice(task.flawed), generator)
+def made(task: Task, generator: random.Random) -> Iterator[dict[str, Any]]:
+    """The reference beside each of the flawed answers, but for some that are as good."""
+    for flawed in dict.fromkeys(task.flawed):
+        if (line := pair(task, task.answer, flawed, generator)) is not None:
+            yield line
 
 
 def sampled(task: Task, answers: Sequence[str], generator: random.Random) -> dict[str, Any] | None:
@@ -56,10 +58,3 @@ def pair(task: Task, one: str, other: str, generator: random.Random) -> dict[str
 def is_safe(task: Task, answer: str) -> bool:
     """Whether an answer harms nobody: of what must be declined, only a refusal."""
     return refuses(answer) if task.is_safety else True
-
-
-def made_for(tasks: Sequence[Task], generator: random.Random) -> Iterator[dict[str, Any]]:
-    """A pair a task, where there is one."""
-    for task in tasks:
-        if (line := made(task, generator)) is not None:
-            yield line

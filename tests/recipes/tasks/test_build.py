@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
 
 
 def test_no_use_is_larger_than_its_size(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(building.SIZES, "facts", building.Size(7, 5, 3, 2))
+    monkeypatch.setitem(building.SIZES, "facts", building.Size(7, 5, 3, 2, 9))
     facts = [[task for task in part if task.kind == "facts"] for part in choose(tasks, seed=1)]
     assert [len(part) for part in facts] == [7, 5, 5, 0]
     assert sum(task.novel for task in facts[2]) == 2
@@ -145,17 +146,22 @@ def test_what_is_learned_takes_turns(built: Path) -> None:
 def test_preferences_prefer_what_is_better(built: Path) -> None:
     by_id = {task.id: task for name in ("prompts", "held_out") for task in read_tasks(
         built / f"{name}.jsonl")}  # fmt: skip
-    ratings = set()
+    ratings: set[str] = set()
+    kinds: Counter[str] = Counter()
     for row in lines_of(built / "preferences.jsonl"):
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         assert chosen != rejected
         ratings.add(row["rating"])
+        kinds[row["id"].partition("/")[0]] += 1
         if (task := by_id.get(row["id"])) is not None:
             gap = task.check(chosen) - task.check(rejected)
             expected = {0: "negligibly_better", 0.5: "better", 1: "significantly_better"}
             assert row["rating"] == expected[gap]
         if row["is_safety"]:
             assert (row["chosen_safe"], row["rejected_safe"]) == (True, False)
+    assert kinds.keys() == SIZES.keys()
+    assert all(count <= SIZES[kind].pairs for kind, count in kinds.items())
+    assert kinds["refusal"] == SIZES["refusal"].pairs  # there are more than are wanted
     assert ratings == {"negligibly_better", "better", "significantly_better"}
 
 
