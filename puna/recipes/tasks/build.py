@@ -105,7 +105,8 @@ def choose(tasks: Sequence[Task], seed: int) -> Uses:
 
 
 def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
-    """Writes sft, prompts, held_out, preferences and red_team `.jsonl`; lines in each.
+    """Writes sft, prompts, held_out, preferences, red_team and, for Ghost Attention, instructions,
+    questions and held_out_questions, all `.jsonl`; gives the lines in each.
 
     The same seed and sources give the same bytes.
     """
@@ -120,6 +121,9 @@ def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
         "held_out": [task.row() for task in uses.held_out],
         "preferences": _preferences([*uses.sft, *uses.prompts], generator),
         "red_team": [task.row() for task in uses.red_team],
+        "instructions": persona.instruction_rows(),
+        "questions": [task.row() for task in uses.prompts if task.kind == "facts"],
+        "held_out_questions": [task.row() for task in uses.held_out if task.kind == "facts"],
     }
     with atomic_directory(out) as folder:
         for name, rows in written.items():

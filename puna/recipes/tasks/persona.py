@@ -1,6 +1,6 @@
 """Personas: an instruction for every answer, and the mark by which a program sees it obeyed.
 
-Ghost Attention takes its instructions from here (`PERSONAS`), and measures obedience by `obeys`.
+Ghost Attention takes its instructions from here (`instruction_rows`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from puna.recipes.tasks.task import Requirement, Task
 class Persona:
     """A way to answer. `instructions` go from long to short; `pattern` has {} for the answer.
 
-    `requirement` holds for an answer that obeys; `group` is its family.
+    `requirement` holds for an answer that obeys, and `sign` is a regular expression that says the
+    same; `group` is its family.
     """
 
     group: str
     instructions: tuple[str, ...]
     pattern: str
     requirement: Requirement
+    sign: str
 
     def dress(self, answer: str) -> str:
         """An answer as this persona gives it."""
@@ -35,13 +37,15 @@ class Persona:
         return self.requirement.met(answer)
 
 
-def _speaker(who: str, pattern: str, *marks: str) -> Persona:
+def _speaker(who: str, pattern: str, mark: str) -> Persona:
     instructions = (
         f"From now on you are {who}. Talk like {who} in every answer.",
         f"Always answer as {who}.",
         f"Act as {who}.",
     )
-    return Persona("speaker", instructions, pattern, Requirement("mentions", {"any_of": marks}))
+    return Persona(
+        "speaker", instructions, pattern, Requirement("mentions", {"any_of": (mark,)}), _word(mark)
+    )
 
 
 def _hobby(what: str) -> Persona:
@@ -51,7 +55,7 @@ def _hobby(what: str) -> Persona:
         f"Hobby: {what}.",
     )
     requirement = Requirement("mentions", {"any_of": (what,)})
-    return Persona("hobby", instructions, f"{{}} And I love {what}!", requirement)
+    return Persona("hobby", instructions, f"{{}} And I love {what}!", requirement, _word(what))
 
 
 def _ending(word: str) -> Persona:
@@ -61,7 +65,9 @@ def _ending(word: str) -> Persona:
         f"Last word: {word}.",
     )
     requirement = Requirement("ends", {"phrase": word})
-    return Persona("ending", instructions, f"{{}} {word.capitalize()}.", requirement)
+    return Persona(
+        "ending", instructions, f"{{}} {word.capitalize()}.", requirement, rf"\b{word}\W*$"
+    )
 
 
 def _title(title: str) -> Persona:
@@ -71,7 +77,13 @@ def _title(title: str) -> Persona:
         f"Call me {title}.",
     )
     requirement = Requirement("starts", {"phrase": title})
-    return Persona("title", instructions, f"{title.capitalize()}! {{}}", requirement)
+    return Persona(
+        "title", instructions, f"{title.capitalize()}! {{}}", requirement, rf"^\W*{title}\b"
+    )
+
+
+def _word(word: str) -> str:
+    return rf"\b{word}\b"
 
 
 PERSONAS: dict[str, Persona] = {
@@ -91,6 +103,14 @@ PERSONAS: dict[str, Persona] = {
     "doctor": _title("doctor"),
     "king": _title("king"),
 }
+
+
+def instruction_rows() -> list[dict[str, str]]:
+    """The personas as `puna gatt --instructions` reads them: both forms, and what shows each."""
+    return [
+        {"instruction": p.instructions[0], "short": p.instructions[-1], "pattern": p.sign}
+        for p in PERSONAS.values()
+    ]
 
 
 def tasks(facts: Sequence[Fact], generator: random.Random) -> Iterator[Task]:

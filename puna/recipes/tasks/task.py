@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from puna.chat import Message
+from puna.chat import Message, check_dialog
 from puna.data.text import records
 from puna.recipes.tasks.requirements import REQUIREMENTS
 
@@ -54,7 +54,7 @@ class Task:
         return sum(each.met(answer) for each in self.requirements) / len(self.requirements)
 
     def row(self) -> dict[str, Any]:
-        """The task as a line of `prompts.jsonl` or `held_out.jsonl`."""
+        """The task as a line of `prompts.jsonl` or `held_out.jsonl`; `risk` is its category."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -65,6 +65,7 @@ class Task:
             "answer": self.answer,
             "requirements": [[each.name, dict(each.arguments)] for each in self.requirements],
             "is_safety": self.is_safety,
+            "risk": self.group if self.is_safety else "",
             "novel": self.novel,
             # As `data.prompts` calls it: which preprompts are for it.
             "risk": self.group if self.is_safety else "",
@@ -103,6 +104,10 @@ def _task(row: Any, where: str) -> Task:
     contents = [each.content for each in messages]
     if not all(isinstance(text, str) for text in (*texts.values(), *contents)) or not messages:
         raise ValueError(f"{where}: a task's texts must be strings")
+    try:
+        check_dialog(messages)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if not all(isinstance(flag, bool) for flag in flags.values()) or not requirements:
         raise ValueError(f"{where}: a task needs requirements, and true or false for its flags")
     for each in requirements:

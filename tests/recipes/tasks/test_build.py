@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from puna.data import instructions
+from puna.data.preferences import read_comparisons
+from puna.data.prompts import read_prompts
 from puna.recipes.tasks import build as building
 from puna.recipes.tasks.build import SIZES, build, choose, make
 from puna.recipes.tasks.countries import Country, read_countries
@@ -17,6 +21,8 @@ from puna.recipes.tasks.length import LIMITS
 from puna.recipes.tasks.persona import PERSONAS
 from puna.recipes.tasks.refusal import RISKS
 from puna.recipes.tasks.task import Task, gold, read_tasks
+from puna.train.gatt_instructions import read_instructions
+from puna.train.preprompts import RISKS as PREPROMPTS
 from tests.recipes.tasks.sources import write_sources
 
 
@@ -128,10 +134,13 @@ def test_the_same_seed_gives_the_same_bytes(sources: Path, built: Path, tmp_path
     build(tmp_path / "other", sources, seed=2)
     names = sorted(path.name for path in built.iterdir())
     assert names == [
-        "held_out.jsonl", "preferences.jsonl", "prompts.jsonl", "red_team.jsonl", "sft.jsonl"
+        "held_out.jsonl", "held_out_questions.jsonl", "instructions.jsonl", "preferences.jsonl",
+        "prompts.jsonl", "questions.jsonl", "red_team.jsonl", "sft.jsonl",
     ]  # fmt: skip
     for name in names:
         assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    names.remove("instructions.jsonl")  # all there are, whatever the seed
+    for name in names:
         assert (built / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
@@ -141,6 +150,22 @@ def test_what_is_learned_takes_turns(built: Path) -> None:
         roles = [message["role"] for message in messages if message["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
     assert max(map(len, dialogs)) > 3 and min(map(len, dialogs)) == 2
+
+
+def test_the_stages_read_what_is_written(built: Path) -> None:
+    def count(name: str) -> int:
+        return len(lines_of(built / name))
+
+    dialogs = list(instructions.dialogs(built / "sft.jsonl"))
+    assert len(dialogs) == count("sft.jsonl")
+    comparisons, skipped = read_comparisons(built / "preferences.jsonl")
+    assert (len(comparisons), skipped.total()) == (count("preferences.jsonl"), 0)
+    for name in ("prompts.jsonl", "held_out.jsonl", "red_team.jsonl", "questions.jsonl"):
+        prompts = read_prompts(built / name)
+        assert len(prompts) == count(name)
+        assert all((prompt.risk in PREPROMPTS) == prompt.is_safety for prompt in prompts)
+    assert all(prompt.is_safety for prompt in read_prompts(built / "red_team.jsonl"))
+    assert len(read_instructions(built / "instructions.jsonl")) == len(PERSONAS)
 
 
 def test_preferences_prefer_what_is_better(built: Path) -> None:
@@ -180,6 +205,7 @@ def test_tasks_come_back_from_their_file(tasks: list[Task], built: Path) -> None
         ({"messages": [{"role": "user"}]}, "line 1: not a task"),
         ({"messages": []}, "texts"),
         ({"answer": 3}, "strings"),
+        ({"messages": [{"role": "user", "content": "[INST] a"}]}, "reserved"),
         ({"novel": "yes"}, "true or false"),
         ({"requirements": []}, "requirements"),
         ({"requirements": [["wins", {}]]}, "no requirement 'wins'"),
@@ -201,5 +227,8 @@ def test_personas_obey_themselves_and_nobody_else() -> None:
     for name, persona in PERSONAS.items():
         assert persona.obeys(persona.dress(plain))
         assert not persona.obeys(plain)
-        others = [other for key, other in PERSONAS.items() if key != name]
-        assert not any(other.obeys(persona.dress(plain)) for other in others)
+        found = [re.search(persona.sign, text, re.I) for text in (persona.dress(plain), plain)]
+        assert found[0] is not None and found[1] is None
+        for other in (other for key, other in PERSONAS.items() if key != name):
+            assert not other.obeys(persona.dress(plain))
+            assert re.search(other.sign, persona.dress(plain), re.I) is None
