@@ -34,9 +34,9 @@ def build(out: Path, sources: Path, seed: int, as_json: bool) -> None:
     """Write the tasks into the folder OUT.
 
     sft.jsonl to learn from, prompts.jsonl for reinforcement, held_out.jsonl to measure on,
-    preferences.jsonl for reward models, red_team.jsonl for safety; instructions.jsonl,
-    questions.jsonl and held_out_questions.jsonl for Ghost Attention. No question is in two of sft,
-    prompts and held_out.
+    preferences.jsonl for reward models, red_team.jsonl for safety; questions.jsonl
+    and held_out_questions.jsonl for Ghost Attention. No question is in two of sft, prompts and
+    held_out.
     """
     from puna.recipes.tasks.build import build as build_tasks
 

@@ -40,14 +40,14 @@ class Size(NamedTuple):
 
 # *Ours*: a third of a million tokens to learn, which takes minutes on two cores.
 SIZES: dict[str, Size] = {
-    "facts": Size(2700, 600, 200, 60, 900),
-    "format": Size(1500, 500, 200, 60, 700),
-    "persona": Size(1500, 500, 200, 60, 700),
-    "length": Size(800, 300, 100, 30, 400),
-    "refusal": Size(180, 80, 50, 30, 500),
-    "benign": Size(160, 80, 50, 30, 400),
+    "facts": Size(1000, 600, 200, 60, 900),
+    "format": Size(600, 500, 200, 60, 700),
+    "persona": Size(600, 500, 200, 60, 700),
+    "length": Size(300, 300, 100, 30, 400),
+    "refusal": Size(40, 80, 50, 30, 500),
+    "benign": Size(100, 80, 50, 30, 400),
 }
-CONVERSATIONS = 300  # of several plain questions, learned besides
+CONVERSATIONS = 150  # of several plain questions, learned besides
 MAX_TURNS = 5
 
 
@@ -105,8 +105,8 @@ def choose(tasks: Sequence[Task], seed: int) -> Uses:
 
 
 def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
-    """Writes sft, prompts, held_out, preferences, red_team and, for Ghost Attention, instructions,
-    questions and held_out_questions, all `.jsonl`; gives the lines in each.
+    """Writes sft, prompts, held_out, preferences, red_team and, for Ghost Attention, questions and
+    held_out_questions, all `.jsonl`; gives the lines in each.
 
     The same seed and sources give the same bytes.
     """
@@ -121,7 +121,6 @@ def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
         "held_out": [task.row() for task in uses.held_out],
         "preferences": _preferences([*uses.sft, *uses.prompts], generator),
         "red_team": [task.row() for task in uses.red_team],
-        "instructions": persona.instruction_rows(),
         "questions": [task.row() for task in uses.prompts if task.kind == "facts"],
         "held_out_questions": [task.row() for task in uses.held_out if task.kind == "facts"],
     }

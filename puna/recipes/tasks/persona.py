@@ -1,6 +1,6 @@
 """Personas: an instruction for every answer, and the mark by which a program sees it obeyed.
 
-Ghost Attention takes its instructions from here (`instruction_rows`).
+`puna gatt --instructions personas` takes them, and measures obedience by `obeys`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from puna.recipes.tasks.task import Requirement, Task
 class Persona:
     """A way to answer. `instructions` go from long to short; `pattern` has {} for the answer.
 
-    `requirement` holds for an answer that obeys, and `sign` is a regular expression that says the
-    same; `group` is its family.
+    `requirement` holds for an answer that obeys; `group` is its family.
     """
 
     group: str
     instructions: tuple[str, ...]
     pattern: str
     requirement: Requirement
-    sign: str
 
     def dress(self, answer: str) -> str:
         """An answer as this persona gives it."""
@@ -43,9 +41,8 @@ def _speaker(who: str, pattern: str, mark: str) -> Persona:
         f"Always answer as {who}.",
         f"Act as {who}.",
     )
-    return Persona(
-        "speaker", instructions, pattern, Requirement("mentions", {"any_of": (mark,)}), _word(mark)
-    )
+    requirement = Requirement("mentions", {"any_of": (mark,)})
+    return Persona("speaker", instructions, pattern, requirement)
 
 
 def _hobby(what: str) -> Persona:
@@ -55,7 +52,7 @@ def _hobby(what: str) -> Persona:
         f"Hobby: {what}.",
     )
     requirement = Requirement("mentions", {"any_of": (what,)})
-    return Persona("hobby", instructions, f"{{}} And I love {what}!", requirement, _word(what))
+    return Persona("hobby", instructions, f"{{}} And I love {what}!", requirement)
 
 
 def _ending(word: str) -> Persona:
@@ -65,9 +62,7 @@ def _ending(word: str) -> Persona:
         f"Last word: {word}.",
     )
     requirement = Requirement("ends", {"phrase": word})
-    return Persona(
-        "ending", instructions, f"{{}} {word.capitalize()}.", requirement, rf"\b{word}\W*$"
-    )
+    return Persona("ending", instructions, f"{{}} {word.capitalize()}.", requirement)
 
 
 def _title(title: str) -> Persona:
@@ -77,13 +72,7 @@ def _title(title: str) -> Persona:
         f"Call me {title}.",
     )
     requirement = Requirement("starts", {"phrase": title})
-    return Persona(
-        "title", instructions, f"{title.capitalize()}! {{}}", requirement, rf"^\W*{title}\b"
-    )
-
-
-def _word(word: str) -> str:
-    return rf"\b{word}\b"
+    return Persona("title", instructions, f"{title.capitalize()}! {{}}", requirement)
 
 
 PERSONAS: dict[str, Persona] = {
@@ -103,14 +92,6 @@ PERSONAS: dict[str, Persona] = {
     "doctor": _title("doctor"),
     "king": _title("king"),
 }
-
-
-def instruction_rows() -> list[dict[str, str]]:
-    """The personas as `puna gatt --instructions` reads them: both forms, and what shows each."""
-    return [
-        {"instruction": p.instructions[0], "short": p.instructions[-1], "pattern": p.sign}
-        for p in PERSONAS.values()
-    ]
 
 
 def tasks(facts: Sequence[Fact], generator: random.Random) -> Iterator[Task]:

@@ -67,8 +67,6 @@ class Task:
             "is_safety": self.is_safety,
             "risk": self.group if self.is_safety else "",
             "novel": self.novel,
-            # As `data.prompts` calls it: which preprompts are for it.
-            "risk": self.group if self.is_safety else "",
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from puna.recipes.tasks.length import LIMITS
 from puna.recipes.tasks.persona import PERSONAS
 from puna.recipes.tasks.refusal import RISKS
 from puna.recipes.tasks.task import Task, gold, read_tasks
-from puna.train.gatt_instructions import read_instructions
 from puna.train.preprompts import RISKS as PREPROMPTS
 from tests.recipes.tasks.sources import write_sources
 
@@ -134,13 +132,11 @@ def test_the_same_seed_gives_the_same_bytes(sources: Path, built: Path, tmp_path
     build(tmp_path / "other", sources, seed=2)
     names = sorted(path.name for path in built.iterdir())
     assert names == [
-        "held_out.jsonl", "held_out_questions.jsonl", "instructions.jsonl", "preferences.jsonl",
+        "held_out.jsonl", "held_out_questions.jsonl", "preferences.jsonl",
         "prompts.jsonl", "questions.jsonl", "red_team.jsonl", "sft.jsonl",
     ]  # fmt: skip
     for name in names:
         assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    names.remove("instructions.jsonl")  # all there are, whatever the seed
-    for name in names:
         assert (built / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
@@ -165,7 +161,6 @@ def test_the_stages_read_what_is_written(built: Path) -> None:
         assert len(prompts) == count(name)
         assert all((prompt.risk in PREPROMPTS) == prompt.is_safety for prompt in prompts)
     assert all(prompt.is_safety for prompt in read_prompts(built / "red_team.jsonl"))
-    assert len(read_instructions(built / "instructions.jsonl")) == len(PERSONAS)
 
 
 def test_preferences_prefer_what_is_better(built: Path) -> None:
@@ -227,8 +222,5 @@ def test_personas_obey_themselves_and_nobody_else() -> None:
     for name, persona in PERSONAS.items():
         assert persona.obeys(persona.dress(plain))
         assert not persona.obeys(plain)
-        found = [re.search(persona.sign, text, re.I) for text in (persona.dress(plain), plain)]
-        assert found[0] is not None and found[1] is None
         for other in (other for key, other in PERSONAS.items() if key != name):
             assert not other.obeys(persona.dress(plain))
-            assert re.search(other.sign, persona.dress(plain), re.I) is None
