@@ -116,7 +116,10 @@ def compare(
         found = [sampled(t, each, generator) for t, each in zip(chosen, answers, strict=True)]
         pairs = [each for each in found if each is not None]
         if not pairs:
-            raise ValueError(f"no prompt of {file} had answers that differ; raise --temperature")
+            raise ValueError(
+                f"no prompt of {file} gave a pair, the answers to each being the same or as good; "
+                "raise --samples or --temperature"
+            )
         written.write(lines(pairs))
     counted = {"prompts": len(chosen), "pairs": len(pairs)}
     click.echo(

@@ -44,7 +44,7 @@ SIZES: dict[str, Size] = {
     "format": Size(600, 500, 200, 60, 700),
     "persona": Size(600, 500, 200, 60, 700),
     "length": Size(300, 300, 100, 30, 400),
-    "refusal": Size(40, 80, 50, 30, 500),
+    "refusal": Size(40, 80, 50, 30, 300),
     "benign": Size(100, 80, 50, 30, 400),
 }
 CONVERSATIONS = 150  # of several plain questions, learned besides
@@ -95,13 +95,19 @@ def choose(tasks: Sequence[Task], seed: int) -> Uses:
             generator.shuffle(part)
         sft, prompts, held_out = of_kind
         uses.sft.extend(sft[: size.sft])
-        uses.prompts.extend(prompts[: size.prompts])
-        uses.held_out.extend([task for task in held_out if not task.novel][: size.held_out])
-        uses.held_out.extend([task for task in held_out if task.novel][: size.novel])
+        uses.prompts.extend(_asked_once(prompts)[: size.prompts])
+        asked = _asked_once(held_out)
+        uses.held_out.extend([task for task in asked if not task.novel][: size.held_out])
+        uses.held_out.extend([task for task in asked if task.novel][: size.novel])
         uses.red_team.extend(prompts[size.prompts :] if kind == "refusal" else [])
     for part in uses:
         generator.shuffle(part)
     return uses
+
+
+def _asked_once(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks without those that ask what an earlier one does: many stories fit one demand."""
+    return list({task.messages: task for task in reversed(tasks)}.values())[::-1]
 
 
 def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:

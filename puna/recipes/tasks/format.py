@@ -17,7 +17,8 @@ class Form:
     """A demand: how it is asked for, how an answer is put so, and what then holds.
 
     `dress` takes the sentence and the name in it; `also` are words that the form adds; `times`
-    says how often the fact may be stated; with `single` it is asked for names of one word.
+    says how often the fact may be stated; with `single` it is asked for names of one word; forms
+    are drawn by their `weight`.
     """
 
     demands: tuple[str, ...]
@@ -26,6 +27,7 @@ class Form:
     also: str = ""
     times: int = 1
     single: bool = False
+    weight: int = 4
 
 
 FORMS: dict[str, Form] = {
@@ -39,11 +41,13 @@ FORMS: dict[str, Form] = {
         ("Answer in capital letters.", "Write it all in capital letters.", "Use capitals only."),
         lambda sentence, name: sentence.upper(),
         Requirement("capitals"),
+        weight=1,  # other pieces of the vocabulary: hard for a small model
     ),
     "small": Form(
         ("Answer in small letters.", "Use no capital letters.", "Write it all in small letters."),
         lambda sentence, name: sentence.lower(),
         Requirement("small"),
+        weight=1,
     ),
     "starts": Form(
         (
@@ -86,7 +90,7 @@ def tasks(facts: Sequence[Fact], generator: random.Random) -> Iterator[Task]:
         for number, question in enumerate(fact.questions):
             single = len(words(fact.name)) == 1
             kinds = [kind for kind, form in FORMS.items() if single or not form.single]
-            kind = generator.choice(kinds)
+            (kind,) = generator.choices(kinds, [FORMS[kind].weight for kind in kinds])
             form = FORMS[kind]
             wrong = wrong_for(fact, facts, generator)
             wrong_answer = fact.answer.replace(fact.name, wrong.name)

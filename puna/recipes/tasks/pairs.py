@@ -31,7 +31,7 @@ def sampled(task: Task, answers: Sequence[str], generator: random.Random) -> dic
     """The best of a model's answers beside its worst, as one who knows the truth would pick."""
     order = list(dict.fromkeys(answers))
     generator.shuffle(order)
-    return pair(task, max(order, key=task.check), min(order, key=task.check), generator)
+    return pair(task, max(order, key=task.check), min(order[::-1], key=task.check), generator)
 
 
 def pair(task: Task, one: str, other: str, generator: random.Random) -> dict[str, Any] | None:

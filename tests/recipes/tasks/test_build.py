@@ -109,6 +109,12 @@ def test_splits_share_no_question(tasks: list[Task]) -> None:
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
 
 
+def test_nothing_is_asked_twice_where_answers_are_sampled(tasks: list[Task]) -> None:
+    uses = choose(tasks, seed=1)
+    for part in (uses.prompts, uses.held_out):
+        assert len({task.messages for task in part}) == len(part)
+
+
 def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
     novel = {task.subject for task in uses.held_out if task.novel}

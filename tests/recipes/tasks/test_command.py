@@ -18,11 +18,11 @@ def puna(*arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of ten tasks of different kinds."""
+    """A file of twenty tasks of different kinds."""
     folder = tmp_path_factory.mktemp("tasks")
     puna("tasks", "build", folder / "all", "--sources", write_sources(folder))
     found = read_tasks(folder / "all" / "held_out.jsonl")
-    chosen = list({task.kind: task for task in found}.values()) + found[:4]
+    chosen = list({task.kind: task for task in found}.values()) + found[:14]
     (folder / "few.jsonl").write_bytes(lines([task.row() for task in chosen]))
     return folder / "few.jsonl"
 
@@ -67,7 +67,7 @@ def test_compare_prefers_by_gold(
 ) -> None:
     out = tmp_path / "pairs.jsonl"
     puna("tasks", "compare", few, out, "--samples", "3", "--max-tokens", "8", "--seed", "2")
-    assert "pairs from 10 prompts" in capsys.readouterr().out.replace("\n", " ")
+    assert "pairs from 20 prompts" in capsys.readouterr().out.replace("\n", " ")
     by_id = {task.id: task for task in read_tasks(few)}
     for line in out.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -76,6 +76,6 @@ def test_compare_prefers_by_gold(
         assert chosen != rejected
     with pytest.raises(ValueError, match="exists already"):
         puna("tasks", "compare", few, out)
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match="no prompt of"):
         puna("tasks", "compare", few, tmp_path / "same.jsonl", "--temperature", "0")
     assert not (tmp_path / "same.jsonl").exists()

@@ -69,6 +69,9 @@ def test_of_samples_best_and_worst() -> None:
     assert row is not None
     assert row["chosen"][0]["content"] == "GO!" and row["rejected"][0]["content"] == "go."
     assert sampled(LOUD, ["GO!", "GO!"], random.Random(0)) is None
+    generator = random.Random(0)
+    equal = [sampled(LOUD, ["GO!", "RUN!", "SIT!"], generator) for _ in range(100)]
+    assert 10 < sum(row is not None for row in equal) < 45
 
 
 def test_wilson_interval() -> None:
