@@ -45,8 +45,9 @@ def split(tasks: Iterable[Task], seed: int) -> Split:
         questions.setdefault((task.subject, task.asks), set()).add(task.question)
     place: dict[str, str] = {}
     for key in sorted(questions):
+        # A seed for each: no subject's questions move where another has more or fewer.
         texts = sorted(questions[key] - place.keys())
-        generator.shuffle(texts)
+        random.Random(f"split {seed} {key}").shuffle(texts)
         held_out = max(1, round(len(texts) * HELD_OUT_SHARE)) if len(texts) > 1 else 0
         prompts = round(len(texts) * PROMPT_SHARE)
         for number, text in enumerate(texts):
