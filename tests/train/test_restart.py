@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -56,8 +57,7 @@ def run(line: list[str], timeout: int = 280) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    said = run(command(text, out, "none 1 1"))
-    assert "2 processes: fsdp=2; each batch's share is 2 windows, 2 at once" in said
+    run(command(text, out, "none 1 1"))
     assert steps_saved(out) == [8, 9]
     return out
 
@@ -67,15 +67,25 @@ def check(out: Path, undisturbed: Path) -> None:
     assert weights(checkpoint_path(out, 9)) == weights(checkpoint_path(undisturbed, 9))
 
 
-def test_a_killed_rank(text: Path, tmp_path: Path, undisturbed: Path) -> None:
-    said = run(command(text, tmp_path / "run", "kill 1 7"))
+def test_a_killed_rank(text: Path, tmp_path: Path) -> None:
+    """And the command in two processes. That a resume is exact is in `test_several.py`."""
+    out, single = tmp_path / "run", tmp_path / "single"
+    said = run(command(text, out, "kill 1 7", "--loss-chunk", "9"))
     assert re.search(
         r"puna: error: rank 1 \(pid \d+ on \S+\) was killed; it was last seen at", said
     )
-    assert said.count(f"started again: going on with {tmp_path / 'run'}") == 1
+    assert said.count(f"started again: going on with {out}") == 1
+    share = "2 processes: fsdp=2; each batch's share is 2 windows, 2 at once"
+    assert said.count(share) == 2 and said.count("try it: puna complete") == 1
     assert "Traceback" not in said
-    check(tmp_path / "run", undisturbed)
-    assert (tmp_path / "run" / "job.txt").read_text().strip()
+    arguments = [str(text), "--out", str(single), *OPTIONS]
+    pretrain_command.main(arguments, standalone_mode=False)
+    assert losses(out) == pytest.approx(losses(single), rel=1e-4)
+    records = read_log(out / "log.jsonl")
+    assert [record["tokens"] for record in records] == [64 * step for step in range(1, 10)]
+    assert steps_saved(out) == [8, 9] and (out / "loss.png").is_file()
+    assert json.loads((out / "config.json").read_text())["micro_batch_size"] == 2
+    assert (out / "job.txt").read_text().strip()
 
 
 def test_which_job_may_go_on_unasked(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,20 +54,6 @@ def test_stopped_and_resumed_by_two_processes(tmp_path: Path, vocabulary: Vocabu
     for key in ("grad_norm", "held_out_loss", "tokens"):
         assert ends_of[0][key] == pytest.approx(ends_of[1][key], rel=1e-4)
     assert read_config(run).settings.parallel == "fsdp=2"
-
-
-def test_the_command_in_two_processes(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(story_lines(600)), encoding="utf-8")
-    options = ["--context-length", "16", "--steps", "2", "--batch-size", "4", "--loss-chunk", "9"]
-    out = tmp_path / "run"
-    done = torchrun("puna", "pretrain", text, "--out", out, "--parallel", "fsdp=2", *options)
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert done.stderr.count("try it: puna complete") == 1
-    assert (out / "loss.png").is_file() and steps_saved(out) == [2]
-    records = read_log(out / "log.jsonl")
-    assert [record["tokens"] for record in records] == [64, 128]
-    assert json.loads((out / "config.json").read_text())["micro_batch_size"] == 2
 
 
 @pytest.mark.slow
