@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
     "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),
+    "reward": Entry("puna.commands.reward:reward", "Train a model of what people prefer.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

@@ -102,20 +102,20 @@ def given_options() -> dict[str, Any]:
 
 
 def _needed_to_train(context: click.Context, param: click.Parameter, out: Path | None) -> Path:
-    """The run's folder; only --dry-run does without one."""
-    if out is None and not context.params["dry_run"]:
+    """The run's folder; only --dry-run, and what trains nothing, does without one."""
+    if out is None and not context.params["dry_run"] and not context.params.get("asked"):
         raise click.MissingParameter(ctx=context, param=param)
     return out or Path()
 
 
 def train_options(
-    *, batch_size: int | None, learning_rate: float
+    *, batch_size: int | None, learning_rate: float, items: str = "Windows", usual: int = 64
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options with a stage's defaults; its command gets them as one `options`.
 
-    With a `batch_size` of None the command chooses, and says how in its own help.
+    A batch is of `items`; with a `batch_size` of None the command takes `usual`, or all there are.
     """
-    decorators = _options(batch_size, learning_rate)
+    decorators = _options(batch_size, learning_rate, items, usual)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         names = [field.name for field in dataclasses.fields(TrainOptions)]
@@ -132,7 +132,9 @@ def train_options(
     return decorate
 
 
-def _options(batch_size: int | None, learning_rate: float) -> list[Callable[..., Any]]:
+def _options(
+    batch_size: int | None, learning_rate: float, items: str, usual: int
+) -> list[Callable[..., Any]]:
     return [
         click.option("--out", type=click.Path(path_type=Path), callback=_needed_to_train,
                      help="Folder of the run."),
@@ -140,10 +142,10 @@ def _options(batch_size: int | None, learning_rate: float) -> list[Callable[...,
         click.option("--dry-run", is_flag=True, is_eager=True,
                      help="Print the run as resolved, and what it takes; write nothing."),
         click.option("--batch-size", type=int, default=batch_size,
-                     show_default=batch_size is not None or "64, or all that there are",
-                     help="Windows a step."),
+                     show_default=batch_size is not None or f"{usual}, or all that there are",
+                     help=f"{items} a step."),
         click.option("--micro-batch-size", type=int,
-                     help="Windows at once; the gradient accumulates over the batch."),
+                     help=f"{items} at once; the gradient accumulates over the batch."),
         click.option("--learning-rate", type=float, default=learning_rate, show_default=True,
                      help="Peak."),
         click.option("--warmup-steps", type=int,

@@ -32,7 +32,8 @@ class TrainRun:
     """A run of one stage as its command was given it.
 
     `kind` is the stage's config, `train` its function (`run, parallel=, hang_timeout=, ...`),
-    `try_it` the command that shows what came of it. `parallel` has numbers for its `*`.
+    `try_it` the command that shows what came of it; `draw` makes pictures of the run. `parallel`
+    has numbers for its `*`.
     """
 
     options: TrainOptions
@@ -41,6 +42,7 @@ class TrainRun:
     try_it: str
     parallel: str
     window: Window | None
+    draw: Callable[[Path], object] | None = None
 
     def resume(self) -> None:
         """Goes on with the run in --out, with another batch, or pieces of it, where asked."""
@@ -133,7 +135,7 @@ class TrainRun:
         leave()
         if not is_first():
             return
-        plot_loss(out)
+        (self.draw or plot_loss)(out)
         if picture := plot_statistics(out):
             click.echo(f"statistics of the layers: {picture}", err=True)
         if self.window:
@@ -155,6 +157,7 @@ def train_run(
     try_it: str,
     *,
     on_resume: frozenset[str] = ON_RESUME,
+    draw: Callable[[Path], object] | None = None,
 ) -> TrainRun:
     """Checks what the options say of where and how to run, before anything is read.
 
@@ -172,7 +175,7 @@ def train_run(
         if options.resume:
             _only_out_is_given(on_resume)
             check_started(parallel or read_config(options.out, kind).settings.parallel)
-    return TrainRun(options, kind, train, try_it, parallel, window)
+    return TrainRun(options, kind, train, try_it, parallel, window, draw)
 
 
 def _only_out_is_given(on_resume: frozenset[str]) -> None:

@@ -49,10 +49,11 @@ class Chunk(nn.Module):
         super().__init__()
         self.network, self.place, self.last = network, place, last
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | Attend | None = None) -> Tensor:
         """Token ids, or the hidden states of the stage before -> hidden states.
 
         `positions` and the rows of `mask` are this rank's part of the windows' (`Part.windows`).
+        Where a rank has whole windows and layers, `mask` may be the `attend` itself.
         Between stages ranks of a tensor group have a part of the positions each; the last gives
         all.
         """
@@ -61,9 +62,11 @@ class Chunk(nn.Module):
             hidden = gather(hidden, 1, self.place.tensor)
         return hidden
 
-    def _attend(self, mask: Tensor | None) -> Attend:
+    def _attend(self, mask: Tensor | Attend | None) -> Attend:
         if mask is None:
             return causal
+        if not isinstance(mask, Tensor):
+            return mask
         context = self.place.context
         return masked(mask) if context is None else gathered(mask, context)
 

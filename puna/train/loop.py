@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from puna.train.schedule import cosine
 from puna.train.watch import watching
 
 _T = TypeVar("_T")
+# (the network, perhaps compiled; the network; a piece) -> numbers
+Measure = Callable[[Callable[..., Tensor], Llama, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +117,25 @@ class Stage(Protocol):
         ...
 
     def num_tokens(self, batch: Tensor) -> int:
-        """Tokens of a piece that the loss sums over."""
+        """Tokens, or pairs, of a piece that the loss sums over."""
         ...
 
-    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
+    def evaluate(self, losses: Evaluation) -> Record:
         """Metrics on held-out data; `losses` gives the sum of the loss over each of some pieces,
-        as the training step computes it."""
+        as the training step computes it, and more."""
         ...
 
 
+@runtime_checkable
+class OfPairs(Protocol):
+    """A stage whose loss sums over other things than tokens."""
+
+    def num_positions(self, batch: Tensor) -> int:
+        """Tokens of a piece that go through the network, for the log."""
+        ...
+
+
+@runtime_checkable
 class WindowedStage(Stage, Protocol):
     """One whose loss is the next-token loss of windows: several ranks compute it in any layout."""
 
@@ -187,6 +199,13 @@ class Trainee(Protocol):
         """Sum of the loss over each of some pieces that all ranks have, which share the work."""
         ...
 
+    def measured(
+        self, batches: Sequence[Tensor], measure: Measure, on_batch: Callable[[], None]
+    ) -> list[Tensor]:
+        """What `measure` gives for each of some pieces, of which all ranks share the work and have
+        all results, on the CPU."""
+        ...
+
     def clip(self, limit: float) -> float:
         """Scales the gradients to a norm of `limit` at most; the norm of all of them before."""
         ...
@@ -219,6 +238,23 @@ class Trainee(Protocol):
     def box(self, weight: Tensor) -> Box:
         """Which part of a whole weight this process has, where `weight` is what it has."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a stage evaluates with: losses of pieces, and whatever else it measures of them.
+
+    `on_batch` is called before each.
+    """
+
+    trainee: Trainee
+    on_batch: Callable[[], None]
+
+    def __call__(self, batches: Sequence[Tensor]) -> list[float]:
+        return self.trainee.losses(batches, on_batch=self.on_batch)
+
+    def measured(self, batches: Sequence[Tensor], measure: Measure) -> list[Tensor]:
+        return self.trainee.measured(batches, measure, self.on_batch)
 
 
 def make_optimizer(model: Llama, settings: Settings) -> torch.optim.AdamW:
@@ -291,6 +327,9 @@ def train(
             batches = stage.micro_batches(state.position)
             enter("gradients")
             num_tokens = trainee.count(sum(stage.num_tokens(batch) for batch in batches))
+            seen = num_tokens
+            if isinstance(stage, OfPairs):
+                seen = trainee.count(sum(stage.num_positions(batch) for batch in batches))
             watch.lap("data")
             rate = cosine(
                 state.step,
@@ -314,17 +353,17 @@ def train(
                 state = recovery.after(bad, state)
                 continue
             recovery.applied()
-            state = state.after(loss, num_tokens, remember=settings.spike_window)
+            state = state.after(loss, seen, remember=settings.spike_window)
             record: Record = {"step": state.step, "loss": loss, "learning_rate": rate}
             record |= {"grad_norm": grad_norm, "tokens": state.tokens}
-            record |= watch.end(num_tokens, grad_norm)
+            record |= watch.end(seen, grad_norm)
             if state.num_skipped:
                 record["num_skipped"] = state.num_skipped
             last = state.step == settings.steps
             if last or (settings.eval_every and state.step % settings.eval_every == 0):
                 evaluated = functools.partial(enter, "evaluation")
                 with torch.no_grad():
-                    record |= stage.evaluate(functools.partial(trainee.losses, on_batch=evaluated))
+                    record |= stage.evaluate(Evaluation(trainee, evaluated))
             last |= complete(record)
             tell(record)
             stopping = trainee.agreed(stop_requested() or unlogged is not None)

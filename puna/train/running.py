@@ -20,7 +20,7 @@ from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
-from puna.train.loop import Trainee, WindowedStage, train
+from puna.train.loop import Stage, Trainee, train
 from puna.train.run_config import RunConfig, read_vocabulary
 from puna.train.single import Single
 from puna.train.starting import Weights, make_trainee
@@ -51,16 +51,17 @@ def check_machine(device: str, float8: bool) -> None:
 def run_stage(
     run: Path,
     config: RunConfig,
-    make_stage: Callable[[Share], WindowedStage],
+    make_stage: Callable[[Share], Stage],
     weights: Weights,
     *,
     network: Callable[[], Llama] | None = None,
+    heads: tuple[str, ...] = (),
     hang_timeout: float = HANG_TIMEOUT,
     **options: Any,
 ) -> bool:
     """Trains a prepared run; `options` are those of `train.loop.train`, `weights` the first ones,
-    which are not asked for where a checkpoint replaces them. Where `network` makes one, that is
-    trained instead, by one process.
+    which are not asked for where a checkpoint replaces them; `heads` are the network's scalar
+    heads. Where `network` makes one, that is trained instead, by one process.
 
     With a layout, each of its processes calls this. Where one of several does not move for
     `hang_timeout` seconds (0: however long), the others name it and end (`parallel.watchdog`);
@@ -92,11 +93,12 @@ def run_stage(
         resumed = bool(steps_saved(run))
         if place is not None:
             resumed = place.everyone(resumed)[0]
-        trainee = make_trainee(config.model, settings, stage, place, None if resumed else weights)
+        first = None if resumed else weights
+        trainee = make_trainee(config.model, settings, stage, place, first, heads)
         return train(trainee, stage, settings, run, vocabulary, **options)
 
 
-def _agreed(place: Place | None, make: Callable[[], WindowedStage]) -> WindowedStage:
+def _agreed(place: Place | None, make: Callable[[], Stage]) -> Stage:
     """What `make` gives; what one rank finds wrong with its share of the data, all raise."""
     if place is None:
         return make()

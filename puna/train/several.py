@@ -16,7 +16,7 @@ from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState, moments_of
-from puna.train.loop import WindowedStage
+from puna.train.loop import Measure, Stage, WindowedStage
 from puna.train.losses import chunked_next_token_loss_sum
 from puna.train.sharded_saves import Facts, Saves
 
@@ -26,11 +26,12 @@ _T = TypeVar("_T")
 class Several:
     """`loop.Trainee` of one rank. Its stage gives this data rank's share of each batch.
 
-    The loss is the next-token loss over the stage's `windows`, with the logits of `loss_chunk`
-    tokens at once (0: of all). Every rank makes the same calls in the same order.
+    The loss is the next-token loss over a stage's windows, with the logits of `loss_chunk` tokens
+    at once (0: of all). A stage without windows computes its own, where no rank has a part of one
+    or of a layer (dp, fsdp). Every rank makes the same calls in the same order.
     """
 
-    def __init__(self, part: Part, stage: WindowedStage, *, loss_chunk: int = 0) -> None:
+    def __init__(self, part: Part, stage: Stage, *, loss_chunk: int = 0) -> None:
         self.part, self.place, self._stage = part, part.place, stage
         self._loss_chunk = loss_chunk
         self._schedules: dict[tuple[int, ...], Schedule] = {}
@@ -85,9 +86,7 @@ class Several:
             for number, batch in enumerate(batches):
                 if self.place.layout.dp > 1:  # replicas add up once, after the last piece
                     self._sharded[0].set_requires_all_reduce(number == len(batches) - 1)
-                tokens, targets, positions, mask = self._windows(batch)
-                hidden = self.part.chunks[0](tokens, positions, mask)
-                piece = self._mean_loss(hidden, targets)
+                piece = self._piece_loss(batch) / num_tokens
                 piece.backward()
                 loss += piece.item()
         return self._over_ranks(loss)
@@ -114,14 +113,36 @@ class Several:
         self._reshard()
         return self.place.total(*sums)
 
+    @torch.no_grad()
+    def measured(
+        self, batches: Sequence[Tensor], measure: Measure, on_batch: Callable[[], None]
+    ) -> list[Tensor]:
+        """Every data rank takes its share of the pieces, as in `losses`."""
+        found: dict[int, Tensor] = {}
+        for first in range(0, len(batches), self.place.layout.num_data_ranks):
+            on_batch()
+            number = min(first + self.place.data_rank, len(batches) - 1)
+            batch = batches[number].to(self.place.device)
+            found[number] = measure(self.part.chunks[0], self.network, batch).cpu()
+        self._reshard()
+        together = {n: x for part in self.place.everyone(found) for n, x in part.items()}
+        return [together[number] for number in range(len(batches))]
+
+    def _piece_loss(self, batch: Tensor) -> Tensor:
+        """The sum of the loss over this rank's part of a piece; not in a pipeline."""
+        if not isinstance(self._stage, WindowedStage):
+            batch = batch.to(self.place.device)
+            return self._stage.loss(self.part.chunks[0], self.network, batch)
+        tokens, targets, positions, mask = self._windows(batch)
+        return self._loss_sum(self.part.chunks[0](tokens, positions, mask), targets)
+
     def _forward_loss(self, batch: Tensor) -> float:
         """The sum of the loss over this rank's part of a piece, on the last stage; else 0."""
+        if self.place.layout.pp == 1:
+            return self._piece_loss(batch).item()
         tokens, targets, positions, mask = self._windows(batch)
-        if self.place.layout.pp > 1:
-            memory = self.part.hidden_like(tokens)
-            hidden = forward_only(self.part.chunks, self.place, tokens, memory, positions, mask)
-        else:
-            hidden = self.part.chunks[0](tokens, positions, mask)
+        memory = self.part.hidden_like(tokens)
+        hidden = forward_only(self.part.chunks, self.place, tokens, memory, positions, mask)
         if not self.place.has_last_stage:
             return 0.0
         return self._loss_sum(hidden, targets).item()
@@ -172,6 +193,7 @@ class Several:
                     module.reshard()
 
     def _windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        assert isinstance(self._stage, WindowedStage)  # others are trained with dp and fsdp alone
         return self.part.windows(*self._stage.windows(batch.to(self.place.device)))
 
     def _pipelined(self, batches: list[Tensor]) -> float:

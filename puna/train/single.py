@@ -17,7 +17,7 @@ from puna.parallel.recompute import recompute
 from puna.tokenizer import Vocabulary
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
-from puna.train.loop import Settings, Stage
+from puna.train.loop import Measure, Settings, Stage
 
 _T = TypeVar("_T")
 
@@ -66,6 +66,17 @@ class Single:
             on_batch()
             sums.append(self._loss(batch).item())
         return sums
+
+    def measured(
+        self, batches: Sequence[Tensor], measure: Measure, on_batch: Callable[[], None]
+    ) -> list[Tensor]:
+        found = []
+        for batch in batches:
+            on_batch()
+            with autocast(self.device, self._settings.dtype):
+                on_device = batch.to(self._settings.device)
+                found.append(measure(self._forward, self.network, on_device).cpu())
+        return found
 
     def _loss(self, batch: Tensor) -> Tensor:
         with autocast(self.device, self._settings.dtype):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from puna import heads as scalar_heads
 from puna.config import ModelConfig
 from puna.engine.gpu.loading import read_network
 from puna.formats import Checkpoint, open_checkpoint
@@ -17,7 +18,7 @@ from puna.lora import LoRASettings, attach
 from puna.model import Llama, empty
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place
-from puna.train.loop import Settings, Trainee, WindowedStage
+from puna.train.loop import Settings, Stage, Trainee
 from puna.train.several import Several
 from puna.train.single import Single
 
@@ -61,22 +62,25 @@ def lora_network(
 def make_trainee(
     model: ModelConfig,
     settings: Settings,
-    stage: WindowedStage,
+    stage: Stage,
     place: Place | None,
     weights: Weights | None,
+    heads: tuple[str, ...] = (),
 ) -> Trainee:
     """The network to be trained in this process, at its `place` among several (None: alone).
 
     `weights` gives the first ones; None where a checkpoint of the run is going to fill them.
+    `heads` are the scalar heads that it has (`config.HEADS`).
     """
     if place is None:
-        return Single(_filled(model, settings.device, weights), stage, settings)
+        return Single(_filled(model, settings.device, weights, heads), stage, settings)
     options = Options(
         settings.dtype,
         settings.recompute,
         settings.compile,
         "yes" if settings.float8 else "no",
         settings.schedule,
+        heads,
     )
     part = take_part(model, place, options)
     if weights is not None:
@@ -85,8 +89,11 @@ def make_trainee(
 
 
 @torch.no_grad()
-def _filled(model: ModelConfig, device: str, weights: Weights | None) -> Llama:
+def _filled(
+    model: ModelConfig, device: str, weights: Weights | None, heads: tuple[str, ...]
+) -> Llama:
     network = empty(model)
+    scalar_heads.attach(network, *heads)
     network.to_empty(device=device)
     if weights is not None:
         own = dict(network.named_parameters())
