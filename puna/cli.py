@@ -42,8 +42,16 @@ COMMANDS: dict[str, Entry] = {
     "sft": Entry("puna.commands.sft:sft", "Teach a model to answer, from dialogs.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
-    "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),
     "reward": Entry("puna.commands.reward:reward", "Train a model of what people prefer.", "Raise"),
+    "rejection-sampling": Entry(
+        "puna.commands.rejection_sampling:rejection_sampling",
+        "Keep the best of a model's answers to learn from.",
+        "Raise",
+    ),
+    "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),
+    "safety": Entry(
+        "puna.commands.safety:safety", "Teach safe answers; find unsafe ones.", "Raise"
+    ),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

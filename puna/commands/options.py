@@ -27,7 +27,9 @@ class Scope:
     chunks: int | None = None
 
 
-def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Options as one decorator, in the order in which the help shows them."""
+
     def apply(function: F) -> F:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -38,7 +40,7 @@ def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 def model_options(function: F) -> F:
     """`--model --tokenizer --device --dtype --kv-dtype`: which model, and how it runs."""
-    return _all(
+    return together(
         click.option(
             "--model", "-m", default="cria", show_default=True, metavar="MODEL",
             help="A file or folder in any format, a shipped model, or a hub's (see puna pull).",
@@ -62,7 +64,7 @@ def kv_dtype_option(function: F) -> F:
 
 def compute_options(function: F) -> F:
     """`--device --dtype`: where a network runs, and in what."""
-    return _all(
+    return together(
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
         click.option(
             "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8", "int4"]),
@@ -81,7 +83,7 @@ def text_options(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         function(scope=Scope(text, context, stride, chunks), **others)
 
-    return _all(
+    return together(
         click.option(
             "--text", type=click.Path(path_type=Path), required=True, metavar="FILE",
             help=".txt or .jsonl, also .zst.",
@@ -130,7 +132,7 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
         )
         function(sampling=sampling, **others)
 
-    return _all(
+    return together(
         click.option(
             "--temperature", type=float, default=0.6, show_default=True, help="0 is greedy."
         ),

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
-from puna.commands.models import load, resolve
-from puna.commands.options import compute_options, json_option, kv_dtype_option
+from puna.commands.models import load, locate, resolve
+from puna.commands.options import compute_options, json_option, kv_dtype_option, together
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_file
 from puna.tokenizer import Tokenizer
-from puna.train.sampling import Dialog, Sampler, engine_sampler, fits
+from puna.train.sampling import Dialog, Sampler, Scorer, engine_sampler, fits, fitted
 
 _SMALL = 1 << 20  # bytes of a tensor that tells one checkpoint from another cheaply
 
@@ -56,7 +56,7 @@ def generation_options(function: Callable[..., None]) -> Callable[..., None]:
         drawn = Generation(tokenizer, device, dtype, kv_dtype, top_p, max_tokens, seed)
         function(generation=drawn, **others)
 
-    options: list[Callable[[Any], Any]] = [
+    return together(
         click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
         click.option(
             "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
@@ -70,11 +70,7 @@ def generation_options(function: Callable[..., None]) -> Callable[..., None]:
         compute_options,
         kv_dtype_option,
         json_option,
-    ]  # fmt: skip
-    decorated: Any = command
-    for option in reversed(options):
-        decorated = option(decorated)
-    return decorated
+    )(command)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +109,31 @@ def ask(model: str, generation: Generation) -> Asked:
         "top_p": top_p,
     }
     return Asked(sampler, llm.tokenizer, has_room, identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A reward model: `identity` says which, `fits` whether it can read an answer to a dialog."""
+
+    scorer: Scorer
+    fits: Callable[[Dialog], bool]
+    identity: str
+
+
+def judge(model: str, asked: Asked, generation: Generation) -> Judge:
+    """Loads a reward model for the answers of a model. ValueError where it is none, or of another
+    vocabulary."""
+    from puna.train.scoring import open_scorer
+
+    checkpoint = resolve(model)
+    scorer = open_scorer(
+        locate(model), vocabulary=asked.tokenizer.vocabulary, device=generation.device
+    )
+    tokenizer, context = checkpoint.tokenizer(), checkpoint.config.context_length
+    has_room = partial(fits, tokenizer, max_tokens=generation.max_tokens, context=context)
+    return Judge(
+        fitted(scorer, tokenizer, context), has_room, f"{model} {weights_digest(checkpoint)}"
+    )
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -30,7 +30,7 @@ from puna.train.sampling import (
     seed_of,
 )
 
-_CHUNK = 16  # prompts that are answered together (ours)
+_CHUNK = 64  # prompts that are answered together (ours)
 
 
 @dataclass(frozen=True, slots=True)

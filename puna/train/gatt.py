@@ -20,7 +20,7 @@ from puna.train.gatt_instructions import Instruction
 from puna.train.resumable import Record, resumable
 from puna.train.sampling import Dialog, Sampler, example, seed_of
 
-_CHUNK = 16  # dialogs that grow together (ours)
+_CHUNK = 64  # dialogs that grow together (ours)
 LEAST_TURNS = 2  # of one turn there is nothing to keep to
 
 

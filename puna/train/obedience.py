@@ -16,7 +16,7 @@ from puna.train.gatt_instructions import Instruction
 from puna.train.resumable import Record, resumable
 from puna.train.sampling import Dialog, Sampler, answered, seed_of
 
-_CHUNK = 16  # dialogs that grow together (ours)
+_CHUNK = 64  # dialogs that grow together (ours)
 
 
 class _Asked(NamedTuple):

@@ -30,7 +30,7 @@ from puna.train.sampling import (
 
 # The first version that also learns from the winners of all before; until then only the newest.
 POOL_FROM = 4
-_CHUNK = 8  # prompts that are sampled and scored together, and lost together by a kill (ours)
+_TOGETHER = 256  # answers that are sampled and scored together, and lost together by a kill (ours)
 
 
 def sample(
@@ -43,7 +43,7 @@ def sample(
     count: int,
     temperature: float,
     seed: int,
-    chunk: int = _CHUNK,
+    chunk: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes `path`: of each prompt `count` answers and their rewards, resumable.
@@ -79,6 +79,7 @@ def sample(
 
     settings = settings | {"samples": count, "temperature": temperature, "seed": seed}
     items = list(enumerate(prompts))
+    chunk = chunk or max(1, _TOGETHER // count)
     resumable(path, settings, items, work, chunk=chunk, advance=advance)
 
 

@@ -27,8 +27,9 @@ class Answer(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Whether it can be learned: an end that was cut off must not be, nor saying nothing."""
-        return self.finished and bool(self.text)
+        """Whether it can be learned: no end that was cut off, no saying nothing, no bytes that are
+        no text."""
+        return self.finished and bool(self.text) and "\ufffd" not in self.text
 
 
 class Sampler(Protocol):
@@ -64,6 +65,24 @@ def fits(tokenizer: Tokenizer, dialog: Dialog, max_tokens: int, context: int) ->
     return len(encode_dialog(tokenizer, dialog).ids) + max_tokens <= context
 
 
+def fitted(scorer: Scorer, tokenizer: Tokenizer, context: int) -> Scorer:
+    """The scorer, of dialogs as far as its context goes: an answer that was sampled within it can
+    take more tokens when it is read again (broken characters), and then loses its end (ours)."""
+
+    def score(dialogs: Sequence[Dialog]) -> list[float]:
+        return scorer([_shortened(tokenizer, dialog, context) for dialog in dialogs])
+
+    return score
+
+
+def _shortened(tokenizer: Tokenizer, dialog: Dialog, context: int) -> Dialog:
+    answer = dialog[-1].content
+    while answer and len(encode_dialog(tokenizer, dialog).ids) > context:
+        answer = answer[: len(answer) * 9 // 10]
+        dialog = answered(dialog[:-1], answer)
+    return dialog
+
+
 def seed_of(seed: int, *names: str | int) -> int:
     """A seed of its own for each thing that is drawn in a run."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
@@ -81,7 +100,7 @@ def rewards_of(scorer: Scorer, dialogs: Sequence[Dialog]) -> list[float]:
         if not math.isfinite(reward):
             raise ValueError(
                 f"the reward model gave {reward} for an answer to {dialog[-2].content[:60]!r}; its "
-                "weights are damaged, or overflow in this dtype (try --dtype fp32)"
+                "weights are damaged, or overflow in this type"
             )
     return rewards
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from puna.chat import Message
+from puna.chat import Message, encode_dialog
 from puna.data.text import records
+from puna.tokenizer import Tokenizer
+from puna.train.judging import switched_scorer
 from puna.train.rejection_sampling import (
     best,
     curve,
@@ -21,7 +23,7 @@ from puna.train.rejection_sampling import (
     write_pool,
     write_winners,
 )
-from puna.train.sampling import Answer, Dialog
+from puna.train.sampling import Answer, Dialog, fitted
 from puna.train.sampling_plots import plot_best_of
 
 ASKED = [[Message("user", f"Question {n}?")] for n in range(5)]
@@ -144,3 +146,32 @@ def test_curves_are_drawn(tmp_path: Path, count: int) -> None:
     assert drawn["max"][-1] == pytest.approx(sum(highest) / len(highest))
     path = plot_best_of({1.0: drawn, 1.2: drawn}, tmp_path / "best_of.png")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_the_switch_of_two_reward_models() -> None:
+    risky = Message("user", "Question 1?")
+
+    def safe(dialogs: Sequence[Dialog]) -> list[float]:
+        return [-2.0 if dialog[-1].content == "bad" else 3.0 for dialog in dialogs]
+
+    scorer = switched_scorer(length, safe, lambda prompt: list(prompt) == [risky])
+    asked = [(ASKED[0][0], "a b"), (ASKED[0][0], "bad"), (risky, "a b"), (risky, "bad")]
+    dialogs = [[user, Message("assistant", answer)] for user, answer in asked]
+    assert scorer(dialogs) == [2.0, -2.0, 3.0, -2.0]
+
+
+def test_what_is_too_long_when_it_is_read_again_loses_its_end(tokenizer: Tokenizer) -> None:
+    user = Message("user", "Hi")
+    long = [user, Message("assistant", "\ufffd" * 40)]
+    short = [user, Message("assistant", "Hi")]
+    seen: list[Dialog] = []
+
+    def scorer(dialogs: Sequence[Dialog]) -> list[float]:
+        seen.extend(dialogs)
+        return [0.0] * len(dialogs)
+
+    fitted(scorer, tokenizer, 60)([short, long])
+    assert seen[0] == short
+    assert len(encode_dialog(tokenizer, seen[1]).ids) <= 60
+    assert 5 < len(seen[1][-1].content) < 40
+    assert not Answer("a \ufffd").usable
