@@ -22,7 +22,8 @@ from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState, restore
-from puna.train.loop import Settings, Trainee, make_optimizer
+from puna.train.contracts import Trainee
+from puna.train.loop import Settings, make_optimizer
 from puna.train.several import Several
 from puna.train.single import Single
 from tests.samples import positions_like, random_model, small_config

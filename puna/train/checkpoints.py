@@ -66,7 +66,7 @@ class RunState:
 
 
 class Restorable(Protocol):
-    """What of `loop.Trainee` is needed to read a checkpoint."""
+    """What of `contracts.Trainee` is needed to read a checkpoint."""
 
     @property
     def network(self) -> Llama: ...

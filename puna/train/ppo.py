@@ -64,7 +64,7 @@ class Query(NamedTuple):
 
 
 class PPO:
-    """The stage (`train.loop.Stage`). A piece is the numbers of answers (B,) of the iteration.
+    """The stage (`contracts.Stage`). A piece is the numbers of answers (B,) of the iteration.
 
     `network` is the policy with a `value` head, `reference` what it is held to.
     """

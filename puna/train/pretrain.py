@@ -56,7 +56,7 @@ class PretrainConfig(RunConfig):
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """The stage (`train.loop.Stage`). A piece is ids (micro_batch_size, context_length + 1).
+    """The stage (`contracts.Stage`). A piece is ids (micro_batch_size, context_length + 1).
 
     Data-parallel rank `rank` of `num_ranks` gets its share of each batch, which is the same for
     any number of them.

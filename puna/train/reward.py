@@ -32,8 +32,8 @@ from puna.formats.files import atomic_directory
 from puna.heads import heads_of, scalar
 from puna.model import Llama
 from puna.tokenizer import Vocabulary
+from puna.train.contracts import Evaluation
 from puna.train.log import Record
-from puna.train.loop import Evaluation
 from puna.train.preference_losses import MARGINS, margins_of, ranking_losses, safety_losses
 from puna.train.preference_metrics import agreement
 from puna.train.run_config import RunConfig, read_config, write_run
@@ -80,7 +80,7 @@ class RewardConfig(RunConfig):
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The stage (`train.loop.Stage`). A piece is rows of `data.pairs` (pairs, 2, header + T); what
+    """The stage (`contracts.Stage`). A piece is rows of `data.pairs` (pairs, 2, header + T); what
     its loss is a mean over, and `num_tokens` counts, are pairs."""
 
     batch: Callable[[int], NDArray[np.int64]]

@@ -20,7 +20,8 @@ from puna.parallel.place import HANG_TIMEOUT, Place, take_place
 from puna.parallel.ranks import check_device
 from puna.parallel.watchdog import watched
 from puna.tokenizer import Vocabulary
-from puna.train.loop import Stage, Trainee, train
+from puna.train.contracts import Stage, Trainee
+from puna.train.loop import train
 from puna.train.run_config import RunConfig, read_vocabulary
 from puna.train.single import Single
 from puna.train.starting import Weights, make_trainee

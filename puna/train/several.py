@@ -16,7 +16,7 @@ from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState, moments_of
-from puna.train.loop import Measure, Stage, WindowedStage
+from puna.train.contracts import Measure, Stage, WindowedStage
 from puna.train.losses import chunked_next_token_loss_sum
 from puna.train.sharded_saves import Facts, Saves
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class Several:
-    """`loop.Trainee` of one rank. Its stage gives this data rank's share of each batch.
+    """`contracts.Trainee` of one rank. Its stage gives this data rank's share of each batch.
 
     The loss is the next-token loss over a stage's windows, with the logits of `loss_chunk` tokens
     at once (0: of all). A stage without windows computes its own, where no rank has a part of one

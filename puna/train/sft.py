@@ -84,7 +84,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class SFT:
-    """The stage (`train.loop.Stage`). A piece is windows of `data.packing` (B, 3, T): ids, targets
+    """The stage (`contracts.Stage`). A piece is windows of `data.packing` (B, 3, T): ids, targets
     and the number of each token's dialog."""
 
     batch: Callable[[int], NDArray[np.int64]]

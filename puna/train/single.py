@@ -17,13 +17,14 @@ from puna.parallel.recompute import recompute
 from puna.tokenizer import Vocabulary
 from puna.train import checkpoints
 from puna.train.checkpoints import RunState
-from puna.train.loop import Measure, Settings, Stage
+from puna.train.contracts import Measure, Stage
+from puna.train.loop import Settings
 
 _T = TypeVar("_T")
 
 
 class Single:
-    """The plain case of `loop.Trainee`."""
+    """The plain case of `contracts.Trainee`."""
 
     leads, rank, num_ranks = True, 0, 1
 

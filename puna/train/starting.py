@@ -18,7 +18,8 @@ from puna.lora import LoRASettings, attach
 from puna.model import Llama, empty
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import Place
-from puna.train.loop import Settings, Stage, Trainee
+from puna.train.contracts import Stage, Trainee
+from puna.train.loop import Settings
 from puna.train.several import Several
 from puna.train.single import Single
 

@@ -17,8 +17,9 @@ from puna.model import Llama
 from puna.parallel.fsdp import local, num_copies
 
 if TYPE_CHECKING:
+    from puna.train.contracts import Trainee
     from puna.train.log import Record
-    from puna.train.loop import Settings, Trainee
+    from puna.train.loop import Settings
 
 MEASURES = ("gradient", "weight", "update")
 

@@ -17,8 +17,9 @@ from puna.train.profile import Profile, Window
 from puna.train.statistics import Statistics
 
 if TYPE_CHECKING:
+    from puna.train.contracts import Trainee
     from puna.train.log import Record
-    from puna.train.loop import Settings, Trainee
+    from puna.train.loop import Settings
 
 
 class Watch:
