@@ -121,7 +121,8 @@ def red_team_command(
     found = violations(samples, job.prompts, least)
     write_violations(found, out / "violations.jsonl")
     counted = counts(samples, job.prompts, least, wilson)
-    values: dict[str, Any] = {"too_long": job.too_long, "violations": counted, "examples": 0}
+    values: dict[str, Any] = {"too_long": job.too_long, "violations": counted}
+    values |= {"examples": 0, "left_out": {}}
     if found:
         job.distill([each.prompt for each in found], [each.worst for each in found])
         values |= write_examples(out / "distilled.jsonl", out / "sft.jsonl", least=least)
@@ -131,7 +132,8 @@ def red_team_command(
         "prompts"
         for group, c in counted.items()
     ]
-    lines.append(f"{values['examples']:,} examples against them")
+    reasons = "".join(f"; {count:,} {reason}" for reason, count in values["left_out"].items())
+    lines.append(f"{values['examples']:,} examples against them{reasons}")
     report(out, values, as_json=as_json, shown="\n".join(lines))
 
 
