@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "sft": Entry("puna.commands.sft:sft", "Teach a model to answer, from dialogs.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
+    "dpo": Entry("puna.commands.dpo:dpo", "Tune a model on what people prefer.", "Raise"),
     "reward": Entry("puna.commands.reward:reward", "Train a model of what people prefer.", "Raise"),
     "rejection-sampling": Entry(
         "puna.commands.rejection_sampling:rejection_sampling",

@@ -11,6 +11,7 @@ from pathlib import Path
 from puna.data.pairs import EncodedPairs, encode_pairs
 from puna.data.preference_mix import mixed, split_by_prompt
 from puna.data.preferences import Comparison, read_comparisons
+from puna.parallel.layout import Layout
 from puna.tokenizer import Tokenizer
 
 NOT_HELD_OUT = "prompts that are held out"
@@ -76,6 +77,12 @@ def read_pairs(
         why = "; ".join(data.lines())
         raise ValueError("no pair to train on" + (f": {why}" if why else ""))
     return data
+
+
+def check_layout(layout: Layout) -> None:
+    """ValueError where ranks would have parts of a dialog or of a layer."""
+    if layout.tp > 1 or layout.cp > 1 or layout.pp > 1:
+        raise ValueError(f"'{layout}': stages on pairs are trained with dp and fsdp alone")
 
 
 def steps_for(epochs: float, num_pairs: int, batch_size: int) -> int:

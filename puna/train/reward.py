@@ -34,6 +34,7 @@ from puna.model import Llama
 from puna.tokenizer import Vocabulary
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
+from puna.train.pair_data import check_layout
 from puna.train.preference_losses import MARGINS, margins_of, ranking_losses, safety_losses
 from puna.train.preference_metrics import agreement
 from puna.train.run_config import RunConfig, read_config, write_run
@@ -67,10 +68,7 @@ class RewardConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.kind not in MIXES:
             raise ValueError(f"kind is {' or '.join(MIXES)}, not {self.kind!r}")
-        if any(way > 1 for way in (self.layout.tp, self.layout.cp, self.layout.pp)):
-            raise ValueError(
-                f"'{self.settings.parallel}': stages on pairs are trained with dp and fsdp alone"
-            )
+        check_layout(self.layout)
         if self.margin not in MARGINS:
             raise ValueError(f"margin is {', '.join(MARGINS)}, not {self.margin!r}")
         if not self.safety_weight >= 0:
