@@ -32,8 +32,11 @@ class Single:
         self.network, self._stage, self._settings = network, stage, settings
         if settings.float8:
             to_float8(network)
-        recompute(list(network.layers.values()), settings.recompute)
-        self._forward = torch.compile(network) if settings.compile else network
+        blocks = list(network.layers.values())
+        recompute(blocks, settings.recompute)
+        if settings.compile:  # all blocks share what is compiled for the first
+            for block in blocks:
+                block.compile()
 
     @property
     def device(self) -> torch.device:
@@ -76,13 +79,13 @@ class Single:
             on_batch()
             with autocast(self.device, self._settings.dtype):
                 on_device = batch.to(self._settings.device)
-                found.append(measure(self._forward, self.network, on_device).cpu())
+                found.append(measure(self.network, self.network, on_device).cpu())
         return found
 
     def _loss(self, batch: Tensor) -> Tensor:
         with autocast(self.device, self._settings.dtype):
             on_device = batch.to(self._settings.device)
-            return self._stage.loss(self._forward, self.network, on_device)
+            return self._stage.loss(self.network, self.network, on_device)
 
     def clip(self, limit: float) -> float:
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
