@@ -230,3 +230,18 @@ def test_personas_obey_themselves_and_nobody_else() -> None:
         assert not persona.obeys(plain)
         for other in (other for key, other in PERSONAS.items() if key != name):
             assert not other.obeys(persona.dress(plain))
+
+
+@pytest.mark.slow
+def test_on_the_real_sources(shared: Path) -> None:
+    tasks = make(shared / "pretrain", seed=1)
+    assert len(tasks) > 15_000
+    assert [task.id for task in tasks if task.check(task.answer) != 1] == []
+    uses = choose(tasks, seed=1)
+    texts = [{task.messages[-1].content for task in part} for part in uses[:3]]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+    for kind in ("facts", "format", "persona"):
+        held_out = [task for task in uses.held_out if task.kind == kind]
+        assert len(held_out) == SIZES[kind].held_out + SIZES[kind].novel
+        assert sum(task.kind == kind for task in uses.prompts) == SIZES[kind].prompts
+        assert sum(task.kind == kind for task in uses.sft) == SIZES[kind].sft
