@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
     "sft": Entry("puna.commands.sft:sft", "Teach a model to answer, from dialogs.", "Raise"),
+    "align": Entry("puna.commands.align:align", "The loop of Llama 2-Chat, by a recipe.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
     "dpo": Entry("puna.commands.dpo:dpo", "Tune a model on what people prefer.", "Raise"),

@@ -21,9 +21,9 @@ from puna.commands.producers import (
 from puna.commands.progress import bar
 from puna.data.prompts import read_user_turns
 from puna.evaluate.wilson import wilson
-from puna.recipes.tasks.persona import PERSONAS
+from puna.recipes.tasks.persona import instructions as personas
 from puna.train.gatt import plan, synthesize, write_examples
-from puna.train.gatt_instructions import Check, Instruction, draw_combined, read_instructions
+from puna.train.gatt_instructions import Instruction, draw_combined, read_instructions
 from puna.train.obedience import by_turn, measure
 from puna.train.sampling import seed_of
 
@@ -112,10 +112,7 @@ def gatt(
 
 def _instructions(source: str) -> list[Instruction]:
     if source == "personas" and not Path(source).exists():
-        return [
-            Instruction(persona.instructions[0], persona.instructions[-1], (Check(persona.obeys),))
-            for persona in PERSONAS.values()
-        ]
+        return personas()
     return read_instructions(Path(source))
 
 

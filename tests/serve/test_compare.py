@@ -15,8 +15,9 @@ import pytest
 
 from puna import AsyncLLM
 from puna.chat import Message
+from puna.data.preferences import RATINGS
 from puna.serve.compare.app import create_compare_app
-from puna.serve.compare.batches import RATINGS, Batches
+from puna.serve.compare.batches import Batches
 from puna.serve.compare.desk import Desk
 from puna.serve.compare.pairs import Candidate, candidates, draw_pair
 from puna.serve.deadlines import Stopping

@@ -18,9 +18,6 @@ from puna.formats.files import atomic_file
 
 Record = dict[str, Any]
 
-# From the paper, best first; the last also stands for "unsure".
-RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
-
 _NAME = re.compile(r"batch-(\d{4,})\.jsonl")
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from puna.chat import Message
-from puna.serve.compare.batches import RATINGS, Batches, Record
+from puna.data.preferences import RATINGS
+from puna.serve.compare.batches import Batches, Record
 from puna.serve.compare.pairs import Candidate, Pair, draw_pair
 from puna.serve.errors import APIError
 

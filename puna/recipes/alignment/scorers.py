@@ -1,0 +1,60 @@
+"""The reward models that there are so far, as functions of dialogs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from puna.chat import Message
+from puna.data.prompts import Prompt
+from puna.recipes.alignment.loop import Context, State
+from puna.recipes.tasks.task import Task
+from puna.train.judging import switched_scorer
+from puna.train.sampling import Dialog, Scorer
+from puna.train.scoring import open_scorer
+from puna.train.starting import open_start
+
+Key = tuple[Message, ...]
+
+
+def known_scorers(state: State) -> dict[str, Scorer]:
+    """Those that there are, by name. ValueError where one is of another vocabulary."""
+    paths = {"helpfulness": state.helpfulness, "safety": state.safety}
+    vocabulary = open_start(state.policy).vocabulary
+    return {
+        name: open_scorer(path, vocabulary=vocabulary)
+        for name, path in paths.items()
+        if path is not None
+    }
+
+
+def needed_scorers(context: Context, *names: str) -> list[Scorer]:
+    """These; ValueError where no stage before has trained one."""
+    known = known_scorers(context.state)
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{context.folder.name} needs a reward model of {' and '.join(missing)}: put the stage "
+            f"{{ kind = 'reward', of = '{missing[0]}' }} before it"
+        )
+    return [known[name] for name in names]
+
+
+def counted_scorer(context: Context, prompts: Sequence[Prompt]) -> Scorer:
+    """What rejection sampling picks by: Helpfulness', and where there is a Safety model, by the
+    paper's switch (`train.judging`)."""
+    known = known_scorers(context.state)
+    (helpfulness,) = needed_scorers(context, "helpfulness")
+    if "safety" not in known:
+        return helpfulness
+    provoking = {prompt.messages for prompt in prompts if prompt.is_safety}
+    return switched_scorer(helpfulness, known["safety"], lambda dialog: tuple(dialog) in provoking)
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The gold score of answers to tasks (`recipes.tasks`), which nothing is trained on."""
+
+    tasks: dict[Key, Task]
+
+    def __call__(self, dialogs: Sequence[Dialog]) -> list[float]:
+        return [self.tasks[tuple(dialog[:-1])].check(dialog[-1].content) for dialog in dialogs]

@@ -1,0 +1,73 @@
+"""The `tiny` alignment: a base of six million parameters, on two cores, where truth is known.
+
+What is learned are the tasks of `recipes.tasks`; people's part is played by their gold score. All
+numbers are *ours*.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from puna.data.text import records
+from puna.recipes.alignment.config import AlignConfig, Data, Stage, Version
+from puna.recipes.tasks.build import build
+from puna.recipes.tasks.task import lines
+
+_SFT = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16}
+_REWARD = {"learning_rate": 3e-4, "batch_size": 64}
+_PPO = {
+    "iterations": 30, "iteration_size": 256, "batch_size": 64, "learning_rate": 1e-5, "beta": 0.02,
+    "evaluate_every": 5, "patience": 6, "max_tokens": 64,
+}  # fmt: skip
+
+VERSIONS = (
+    # Fine-tuning alone.
+    Version("V1", (Stage("sft", _SFT), Stage("obedience"))),
+    # Comparisons of its answers, reward models, and the best of many answers; from the base anew,
+    # with dialogs that keep to an instruction, and safe answers under a preprompt.
+    Version(
+        "V2",
+        (
+            Stage("preferences", {"prompts": 1200}),
+            Stage("reward", {"of": "helpfulness"} | _REWARD),
+            Stage("reward", {"of": "safety"} | _REWARD),
+            Stage("gatt", {"dialogs": 300}),
+            Stage("safety_distillation"),
+            Stage("rejection_sampling", {"prompts": 1200, "samples": 16}),
+            Stage("sft", _SFT),
+            Stage("obedience"),
+        ),
+    ),
+    # PPO, on top of that.
+    Version("V3", (Stage("ppo", _PPO), Stage("obedience"))),
+)
+
+
+def tiny(folder: Path, sources: Path, seed: int) -> AlignConfig:
+    """The recipe, whose tasks are made in a new `folder` from `sources` where they are not there.
+
+    ValueError where a source is missing (`recipes.tasks.build`).
+    """
+    if not folder.exists():
+        build(folder, sources, seed=seed)
+    comparisons = list(records(folder / "preferences.jsonl"))
+    for name, is_of in (("helpfulness", False), ("safety", True)):
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            path.write_bytes(lines([each for each in comparisons if _of_safety(each) == is_of]))
+    data = Data(
+        sft=(folder / "sft.jsonl",),
+        prompts=folder / "prompts.jsonl",
+        preferences=(folder / "helpfulness.jsonl",),
+        safety=(folder / "safety.jsonl",),
+        red_team=folder / "red_team.jsonl",
+        held_out=folder / "held_out.jsonl",
+        questions=folder / "questions.jsonl",
+        held_out_questions=folder / "held_out_questions.jsonl",
+    )
+    return AlignConfig("cria", data, VERSIONS, seed)
+
+
+def _of_safety(comparison: dict[str, object]) -> bool:
+    """Of what must be declined, and of what must not though it looks like it."""
+    return str(comparison["id"]).startswith(("refusal/", "benign/"))

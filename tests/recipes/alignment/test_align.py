@@ -1,0 +1,96 @@
+"""`puna align` as a stranger runs it: every kind of stage, small, from the shipped base."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puna.recipes.alignment.tiny import tiny
+from tests.recipes.tasks.sources import write_sources
+
+RECIPE = """
+base = "cria"
+[data]
+sft = ["sft.jsonl"]
+prompts = "prompts.jsonl"
+held_out = "held_out.jsonl"
+preferences = ["helpfulness.jsonl"]
+safety = ["safety.jsonl"]
+red_team = "red_team.jsonl"
+questions = "questions.jsonl"
+held_out_questions = "held_out_questions.jsonl"
+[[version]]
+name = "V1"
+stages = [{ kind = "sft", epochs = 1, learning_rate = 1e-3, batch_size = 4 }]
+[[version]]
+name = "V2"
+stages = [
+  { kind = "preferences", prompts = 12, samples = 3, max_tokens = 16 },
+  { kind = "reward", of = "helpfulness", learning_rate = 3e-4, batch_size = 16 },
+  { kind = "reward", of = "safety", learning_rate = 3e-4, batch_size = 16 },
+  { kind = "gatt", dialogs = 4, turns = 2, max_tokens = 16 },
+  { kind = "safety_distillation", max_tokens = 16 },
+  { kind = "rejection_sampling", prompts = 8, samples = 2, max_tokens = 64 },
+  { kind = "sft", epochs = 1, learning_rate = 1e-3, batch_size = 4 },
+  { kind = "obedience", dialogs = 3, turns = 2, max_tokens = 16 },
+]
+[[version]]
+name = "V3"
+[[version.stages]]
+kind = "ppo"
+iterations = 2
+iteration_size = 8
+batch_size = 4
+evaluate_every = 1
+held_out = 4
+max_tokens = 16
+learning_rate = 1e-5
+"""
+LINES = 24  # of each file that is learned from
+
+
+def align(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "puna", "align", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_small_alignment(tmp_path: Path) -> None:
+    sources, folder = tmp_path / "sources", tmp_path / "tasks"
+    sources.mkdir()
+    write_sources(sources)
+    tiny(folder, sources, 0)
+    for path in folder.glob("*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:LINES]))
+    recipe, out = folder / "recipe.toml", tmp_path / "out"
+    recipe.write_text(RECIPE)
+
+    ran = align(recipe, "--out", out, "--max-tokens", "16", "--json")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    names = [(each["version"], each["stage"]) for each in told["stages"]]
+    assert names[0] == ("base", "model") and names[-1] == ("V3", "ppo") and len(names) == 11
+    assert told["model"] == str(out / "V3" / "ppo" / "run")
+    page = (out / "report.html").read_text()
+    assert "is not finished" not in page and "data:image/png" in page and "V3 ppo" in page
+
+    # Again: nothing is left to do, and the same is told.
+    again = align(recipe, "--out", out, "--max-tokens", "16", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout) == told
+
+
+def test_what_is_asked_is_shown_or_refused_before_anything_begins(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text('[[version]]\nname = "V1"\nstages = [{ kind = "reward", off = "safety" }]\n')
+    ran = align(recipe, "--out", out)
+    assert ran.returncode == 2 and "stage reward has no option off" in ran.stderr
+    assert "Traceback" not in ran.stderr and not out.exists()
+    recipe.write_text('[[version]]\nname = "V1"\nstages = [{ kind = "reward", of = "safety" }]\n')
+    ran = align(recipe, "--out", out, "--dry-run")
+    assert ran.returncode == 0 and "reward" in ran.stdout and not out.exists()
+    ran = align("tiny", "--out", out)
+    assert ran.returncode == 2 and "--sources" in ran.stderr
