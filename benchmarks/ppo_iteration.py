@@ -162,7 +162,7 @@ def generation(
     twin = twin.to(args.device).eval()
     network = start_network(start, args.device)
     sides = {
-        "puna": (puna_side(network, start, args), ids),
+        "puna": (puna_side(network, start, args, max(map(len, ids))), ids),
         "transformers, one by one": (one_by_one(twin, args), ids[: args.one_by_one]),
         "transformers, a batch": (a_batch(twin, args, use_cache=True), ids),
         "the same without a cache": (a_batch(twin, args, use_cache=False), ids[: args.one_by_one]),
@@ -187,10 +187,11 @@ def generation(
 Side = Callable[[list[list[int]], int], int]
 
 
-def puna_side(network: Llama, start: Checkpoint, args: argparse.Namespace) -> Side:
+def puna_side(network: Llama, start: Checkpoint, args: argparse.Namespace, longest: int) -> Side:
     """As a rollout does it, with the exchange of weights and log-probabilities of the first 64."""
     assert start.vocabulary is not None
-    engine = PolicyEngine(network, start.vocabulary, device=args.device)
+    longest += args.max_tokens
+    engine = PolicyEngine(network, start.vocabulary, longest=longest, device=args.device)
 
     def side(prompts: list[list[int]], burst: int) -> int:
         seeds = [burst * len(prompts) + number for number in range(len(prompts))]

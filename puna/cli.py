@@ -54,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
     "safety": Entry(
         "puna.commands.safety:safety", "Teach safe answers; find unsafe ones.", "Raise"
     ),
+    "ppo": Entry("puna.commands.ppo:ppo", "Train a model towards what is preferred.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

@@ -6,7 +6,9 @@ gradient to its input.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +60,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: Any, settings: LoRASettings, generator: torch.Generator) -> None:
         super().__init__()
-        self.base, self.settings = base, settings
+        self.base, self.settings, self.counts = base, settings, True
         num_inputs, num_outputs = base.in_features, base.out_features
         device = next(x.device for x in (*base.parameters(), *base.buffers()))
         # Drawn on the CPU: the same on every device. PEFT's bound.
@@ -69,8 +71,17 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(num_outputs, settings.rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.counts:
+            return self.base(x)
         more = F.linear(F.linear(x, self.lora_a), self.lora_b)
         return self.base(x) + self.settings.scale * more
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The whole weight (O, I); ValueError where the base is packed."""
+        if not isinstance(self.base, nn.Linear):
+            raise ValueError("a packed matrix has no weight that its LoRA pair could be added to")
+        return self.base.weight + self.settings.scale * (self.lora_b @ self.lora_a)
 
 
 def attach(model: Llama, settings: LoRASettings, generator: torch.Generator) -> None:
@@ -89,6 +100,19 @@ def layers_of(model: Llama) -> dict[str, LoRALinear]:
         for path, module in model.named_modules()
         if isinstance(module, LoRALinear)
     }
+
+
+@contextlib.contextmanager
+def without_pairs(model: Llama) -> Iterator[None]:
+    """While inside, the network is what it was before its pairs were attached."""
+    layers = layers_of(model).values()
+    for layer in layers:
+        layer.counts = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counts = True
 
 
 def trained(model: Llama) -> dict[str, nn.Parameter]:

@@ -44,7 +44,8 @@ class Training:
         self._ends.append((self.step, self._clock()))
         self._loss = _WEIGHT * self._loss + (1 - _WEIGHT) * record["loss"]
         self._mass = _WEIGHT * self._mass + (1 - _WEIGHT)
-        self._held_out = record.get("held_out_loss", self._held_out)
+        for measure in ("held_out_loss", "held_out_reward"):
+            self._held_out = record.get(measure, self._held_out)
 
     @property
     def left(self) -> float | None:
@@ -58,16 +59,20 @@ class Training:
         """Whether a plain line is to be printed of the last record."""
         first_or_last = self._spoken < 0 or self.step == self.total
         now = self._clock()
-        if first_or_last or "held_out_loss" in self._last or now - self._spoken >= _EVERY:
+        evaluated = {"held_out_loss", "held_out_reward"} & self._last.keys()
+        if first_or_last or evaluated or now - self._spoken >= _EVERY:
             self._spoken = now
             return True
         return False
 
     def figures(self) -> str:
-        """Smoothed loss, held-out loss, speed, share of the device's best, memory."""
+        """Smoothed loss, or reward and KL divergence where there is a reward; that or the loss held
+        out; speed, share of the device's best, memory."""
         if not self._last:
             return "the first step"
         parts = [f"loss {self._loss / self._mass:.3f}"]
+        if "reward" in self._last:
+            parts = [f"reward {self._last['reward']:.3f}", f"KL {self._last['kl']:.3g}"]
         if self._held_out is not None:
             parts.append(f"held out {self._held_out:.3f}")
         parts.append(f"{self._last['tokens_per_second']:,.0f} tokens/s")

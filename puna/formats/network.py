@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from puna import lora
 from puna.config import ModelConfig
 from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.heads import attach
@@ -35,24 +36,38 @@ def load_model(
 
 
 def as_checkpoint(model: Llama, path: Path, vocabulary: Vocabulary | None) -> Checkpoint:
-    """The live weights of a network as a checkpoint, for the formats to write."""
-    return weights_as_checkpoint(model.config, dict(model.named_parameters()), path, vocabulary)
+    """The live weights of a network as a checkpoint, for the formats to write; LoRA pairs are
+    merged into theirs as a tensor is read."""
+    layers = lora.layers_of(model)
+    inside = tuple(name.removesuffix("weight") for name in layers)
+    weights = {n: w for n, w in model.named_parameters() if not n.startswith(inside)}
+    tensors = state_tensors(weights) | {name: _merged(layer) for name, layer in layers.items()}
+    return _checkpoint(model.config, tensors, path, vocabulary)
 
 
 def weights_as_checkpoint(
     config: ModelConfig, weights: Mapping[str, Tensor], path: Path, vocabulary: Vocabulary | None
 ) -> Checkpoint:
     """The same of weights that stand in no network."""
+    return _checkpoint(config, state_tensors(weights), path, vocabulary)
+
+
+def _checkpoint(
+    config: ModelConfig,
+    tensors: Mapping[str, LazyTensor],
+    path: Path,
+    vocabulary: Vocabulary | None,
+) -> Checkpoint:
     return Checkpoint(
         format="network",
         path=path,
         config=config,
-        tensors={key: _lazy(weight) for key, weight in weights.items()},
+        tensors=tensors,
         load_vocabulary=lambda: vocabulary,
     )
 
 
-def state_tensors(tensors: dict[str, Tensor]) -> dict[str, LazyTensor]:
+def state_tensors(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Any float tensors as lazy ones, for the containers to write."""
     return {name: _lazy(tensor) for name, tensor in tensors.items()}
 
@@ -73,3 +88,8 @@ def _lazy(weight: Tensor) -> LazyTensor:
         return raw.numpy().reshape(kind.stored_shape(shape))
 
     return LazyTensor(shape, kind.name, read)
+
+
+def _merged(layer: lora.LoRALinear) -> LazyTensor:
+    shape = (layer.base.out_features, layer.base.in_features)
+    return LazyTensor(shape, _STORAGE[torch.float32], lambda: _lazy(layer.merged()).read())

@@ -27,6 +27,7 @@ from puna.formats.pieces import Pieced, find_pieces, put_together
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.formats.safetensors_file import write_safetensors
 from puna.formats.sharded import shapes_of
+from puna.heads import heads_of
 from puna.model import Llama
 from puna.parallel.fsdp import Box, local
 from puna.tokenizer import Vocabulary
@@ -121,6 +122,7 @@ def save(
 
 
 def _write_adapter(model: Llama, folder: Path) -> None:
+    """The pairs, as PEFT has them, and beside them the heads that are trained too."""
     layers = lora.layers_of(model)
     pairs = {
         name: state_tensors({"a": layer.lora_a, "b": layer.lora_b})
@@ -128,6 +130,11 @@ def _write_adapter(model: Llama, folder: Path) -> None:
     }
     settings = next(iter(layers.values())).settings
     peft.write_into(folder, pairs, rank=settings.rank, alpha=settings.alpha)
+    names = {f"{head}.weight" for head in heads_of(model)}
+    heads = {name: weight for name, weight in lora.trained(model).items() if name in names}
+    if heads:
+        with open(folder / "heads.safetensors", "xb") as file:
+            write_safetensors(file, state_tensors(heads), {})
 
 
 def restore(run: Path, trainee: Restorable, optimizer: torch.optim.Optimizer) -> RunState | None:

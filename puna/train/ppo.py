@@ -19,9 +19,11 @@ from torch import Tensor
 from puna.chat import LLAMA2_TEMPLATE, encode_dialog
 from puna.data.permutation import Permutation
 from puna.data.prompts import Prompt, read_prompts
+from puna.formats.checkpoint import Checkpoint
 from puna.formats.manifest import read_manifest
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.heads import attach, heads_of, scalar
+from puna.lora import without_pairs
 from puna.model import Llama
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.advantages import final_scores
@@ -51,7 +53,7 @@ from puna.train.running import check_machine
 from puna.train.sampling import seed_of
 from puna.train.scores import Scorers, Scores, scores_of
 from puna.train.single import Single, autocast
-from puna.train.starting import open_start, start_network
+from puna.train.starting import lora_network, open_start, start_network
 
 _REWARD = "held_out_reward"  # what the run is stopped by
 
@@ -66,7 +68,8 @@ class Query(NamedTuple):
 class PPO:
     """The stage (`contracts.Stage`). A piece is the numbers of answers (B,) of the iteration.
 
-    `network` is the policy with a `value` head, `reference` what it is held to.
+    `network` is the policy with a `value` head, `reference` what it is held to; None: the policy
+    without its LoRA pairs.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class PPO:
         run: Path,
         config: PPOConfig,
         network: Llama,
-        reference: Llama,
+        reference: Llama | None,
         vocabulary: Vocabulary,
         prompts: Sequence[Prompt],
         scorers: Scorers,
@@ -82,15 +85,16 @@ class PPO:
         self._run, self._config, self._scorers = run, config, scorers
         self._network, self._reference = network, reference
         settings = config.settings
+        tokenizer = Tokenizer(vocabulary)
+        queries = [Query(p, encode_dialog(tokenizer, p.messages).ids) for p in prompts]
         on_gpu = settings.device != "cpu"
         self._engine = PolicyEngine(
             network,
             vocabulary,
+            longest=max(len(query.ids) for query in queries) + config.max_tokens,
             device=settings.device,
             dtype="bf16" if on_gpu and settings.dtype == "bf16" else "fp32",
         )
-        tokenizer = Tokenizer(vocabulary)
-        queries = [Query(p, encode_dialog(tokenizer, p.messages).ids) for p in prompts]
         order = Permutation(len(queries), f"{config.seed} held out")
         mixed = [queries[order(number)] for number in range(len(queries))]
         self._held_out, self._trained = mixed[: config.num_held_out], mixed[config.num_held_out :]
@@ -155,7 +159,8 @@ class PPO:
 
     def begin(self, step: int) -> None:
         """Hears how many steps were done before."""
-        self._evaluations = [reward for at, reward in evaluations(self._run) if at <= step]
+        done = [r for r in read_log(self._run / "log.jsonl") if r["step"] <= step]
+        self._evaluations = [reward for record in done for _, reward in _rewards(record)]
 
     def complete(self, record: Record) -> bool:
         """Adds to the record of a step what is known of it; whether the run ends with it."""
@@ -244,7 +249,7 @@ class PPO:
             piece = tokens.of(rows).to(device)
             with autocast(device, settings.dtype):
                 states, logits, targets = read_answers(self._network, self._network, piece)
-                _, unmoved, _ = read_answers(self._reference, self._reference, piece)
+                unmoved = self._unmoved(piece)
                 each = (
                     token_logprobs(logits, targets),
                     token_logprobs(unmoved, targets),
@@ -257,6 +262,13 @@ class PPO:
         for whole, values in zip(padded, found, strict=True):
             whole[mask] = torch.cat(values)
         return padded[0], padded[1], padded[2]
+
+    def _unmoved(self, tokens: Tokens) -> Tensor:
+        """The logits of the reference."""
+        if self._reference is not None:
+            return read_answers(self._reference, self._reference, tokens)[1]
+        with without_pairs(self._network):
+            return read_answers(self._network, self._network, tokens)[1]
 
     def _figures(self, answers: Answers, scores: Scores) -> Record:
         return scores.means() | {
@@ -294,11 +306,7 @@ def ppo(run: Path, scorers: Scorers, **options: Any) -> bool:
             f"{config.start} is not what the run began from, which its policy is held to; bring "
             f"that back, or correct 'start' in {run / 'config.json'}"
         )
-    device = config.settings.device
-    network, reference = (start_network(start, device) for _ in range(2))
-    if "value" not in heads_of(network):
-        attach(network, "value")
-    reference.requires_grad_(False)
+    network, reference = _networks(config, start)
     vocabulary = read_vocabulary(run)
     prompts = read_prompts(run / PROMPTS)
     stage = PPO(run, config, network, reference, vocabulary, prompts, scorers)
@@ -316,6 +324,20 @@ def ppo(run: Path, scorers: Scorers, **options: Any) -> bool:
         trainee, stage, config.settings, run, vocabulary,
         on_start=begin, complete=stage.complete, chat_template=LLAMA2_TEMPLATE, **options,
     )  # fmt: skip
+
+
+def _networks(config: PPOConfig, start: Checkpoint) -> tuple[Llama, Llama | None]:
+    """The policy with its value head, and what it is held to where that is another network."""
+    device = config.settings.device
+    reference = None
+    if config.lora is None:
+        network, reference = (start_network(start, device) for _ in range(2))
+        reference.requires_grad_(False)
+    else:
+        generator = torch.Generator().manual_seed(config.seed)
+        network = lora_network(start, config.lora, device, generator)
+    attach(network, *{"value"} - set(heads_of(network)))
+    return network, reference
 
 
 def evaluations(run: Path) -> list[tuple[int, float]]:

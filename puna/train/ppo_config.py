@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from puna.config import ModelConfig
 from puna.data.prompts import Prompt
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
+from puna.lora import LoRASettings
 from puna.train.loop import Settings
 from puna.train.run_config import RunConfig, write_run
 from puna.train.sampling import fits
@@ -30,8 +31,12 @@ class PPOConfig(RunConfig):
     (OpenAI's and TRL's), and `cut_off_penalty`, what an answer of `max_tokens` that did not end by
     itself loses of its whitened score. `num_held_out` prompts are evaluated on; where `patience`
     evaluations are none above the best before, the run ends (0: never). `num_checked` answers of
-    an iteration compare the engine's log-probabilities with the network's. `start` is the path of
-    the model that the policy begins from and is held to, `start_digest` what its weights were.
+    an iteration compare the engine's log-probabilities with the network's.
+
+    `start` is the path of the model that the policy begins from and is held to, `start_digest` what
+    its weights were; `helpfulness` and `safety` are the paths of reward models, where they are not
+    functions of a program. With `lora` the policy is pairs beside the start, which without them is
+    the reference: one copy of the weights is both.
     """
 
     iteration_size: int = 512
@@ -48,12 +53,23 @@ class PPOConfig(RunConfig):
     num_checked: int = 64
     start: str = ""
     start_digest: str = ""
+    helpfulness: str = ""
+    safety: str = ""
+    lora: LoRASettings | None = None
 
     stage = "ppo"
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         settings = self.settings
+        lora: object = self.lora
+        if isinstance(lora, Mapping):  # out of JSON
+            object.__setattr__(self, "lora", LoRASettings(**lora))
+        if self.lora is not None and (self.lora.base != "fp32" or settings.statistics_every):
+            raise ValueError(
+                "LoRA pairs of a policy are merged for its engine: their base is fp32; and there "
+                "are no statistics of layers with them"
+            )
         if settings.parallel or settings.compile or settings.float8:
             raise ValueError("PPO runs in one process, without compile and float8")
         if settings.max_rollbacks or settings.spike_deviations:
@@ -85,6 +101,11 @@ class PPOConfig(RunConfig):
                 f"answers of {self.max_tokens} tokens leave no room for a prompt in a context of "
                 f"{self.model.context_length}"
             )
+
+    def opened_by(self, checkpoint: Path) -> str:
+        if self.lora is None:
+            return RunConfig.opened_by(self, checkpoint)
+        return f"--model {self.start} --lora {checkpoint}"
 
     @property
     def steps_per_iteration(self) -> int:
@@ -125,22 +146,29 @@ def usual_beta(model: ModelConfig) -> float:
     return 0.01 if model.num_parameters < _LARGE else 0.005
 
 
-def prepare(run: Path, config: PPOConfig, start: Checkpoint, prompts: Sequence[Prompt]) -> int:
-    """Makes the run's folder: config, tokenizer, prompts. Gives the number of prompts left out,
-    which do not leave room for an answer in the context; ValueError where too few are left.
-    """
+class LeftOut(NamedTuple):
+    """Prompts that are not answered: `too_long` to leave room for an answer in the context, and
+    `repeated` ones, which would be held out and trained on."""
+
+    too_long: int
+    repeated: int
+
+
+def prepare(run: Path, config: PPOConfig, start: Checkpoint, prompts: Sequence[Prompt]) -> LeftOut:
+    """Makes the run's folder: config, tokenizer, prompts. ValueError where too few are left."""
     tokenizer, context = start.tokenizer(), config.model.context_length
-    kept = [p for p in prompts if fits(tokenizer, p.messages, config.max_tokens, context)]
+    fitting = [p for p in prompts if fits(tokenizer, p.messages, config.max_tokens, context)]
+    kept = list(dict.fromkeys(fitting))
     if len(kept) <= config.num_held_out:
         raise ValueError(
-            f"{len(kept)} of {len(prompts)} prompts leave room for answers of {config.max_tokens} "
-            f"tokens in a context of {context}, and {config.num_held_out} are to be held out: none "
-            "is left to train on"
+            f"{len(kept)} of {len(prompts)} prompts differ and leave room for answers of "
+            f"{config.max_tokens} tokens in a context of {context}, and {config.num_held_out} are "
+            "to be held out: none is left to train on"
         )
     with atomic_directory(run) as folder:
         write_run(folder, config, tokenizer.vocabulary)
         (folder / PROMPTS).write_text("".join(_line(prompt) for prompt in kept))
-    return len(prompts) - len(kept)
+    return LeftOut(len(prompts) - len(fitting), len(fitting) - len(kept))
 
 
 def weights_digest(start: Checkpoint) -> str:

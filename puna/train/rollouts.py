@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from puna.chat import TAGS
+from puna.engine.engine import MAX_SEQUENCES
 from puna.engine.llm import LLM
+from puna.engine.memory import kv_bytes
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import EncodedPrompt
 from puna.formats.network import as_checkpoint
@@ -29,6 +31,8 @@ from puna.train.window_loss import hidden_states
 # multiplies in. In fp32 it is rounding; in bf16 the network rounds weights that a CPU's engine has
 # in full.
 AGREEMENT = {"fp32": 1e-4, "bf16": 0.5}
+
+_KV_BYTES = 1 << 29  # of keys and values that are small; *ours*
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,13 +84,26 @@ class Answers:
 
 
 class PolicyEngine:
-    """The engine on the weights that a network has when it is called."""
+    """The engine on the weights that a network has when it is called.
+
+    `longest` is how many tokens prompt and answer may have together: keys and values of as many
+    such sequences as run at once are held, where they are small.
+    """
 
     def __init__(
-        self, network: Llama, vocabulary: Vocabulary, *, device: str = "cpu", dtype: str = "fp32"
+        self,
+        network: Llama,
+        vocabulary: Vocabulary,
+        *,
+        longest: int,
+        device: str = "cpu",
+        dtype: str = "fp32",
     ) -> None:
         self._network, self._vocabulary = network, vocabulary
         self._device, self._dtype = device, dtype
+        num_tokens = MAX_SEQUENCES * longest
+        is_small = kv_bytes(network.config, num_tokens, "f32") <= _KV_BYTES
+        self._kv_tokens = num_tokens if is_small else None  # what suits the memory
         self._llm: LLM | None = None
 
     def __call__(
@@ -133,7 +150,9 @@ class PolicyEngine:
     def _updated(self) -> LLM:
         weights = as_checkpoint(self._network, Path("the policy"), self._vocabulary).without_heads()
         if self._llm is None:
-            self._llm = LLM(weights, device=self._device, dtype=self._dtype)
+            self._llm = LLM(
+                weights, device=self._device, dtype=self._dtype, kv_tokens=self._kv_tokens
+            )
         else:
             self._llm.update(weights.tensors)
         return self._llm

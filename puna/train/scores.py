@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from puna.data.prompts import Prompt
 from puna.train.advantages import switched
 from puna.train.log import Record
-from puna.train.sampling import Scorer, answered, rewards_of
+from puna.train.sampling import Dialog, Scorer, answered, rewards_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,26 @@ class Scores:
         """Of those that there are, by their names."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: x.mean().item() for name, x in found.items() if x is not None}
+
+
+def by_beginning(scorer: Scorer, fits: Callable[[Dialog], bool]) -> Scorer:
+    """A scorer of which answers that do not fit its context get a score by their beginning.
+
+    An answer may take more tokens than were sampled when it is encoded anew: bytes that are no text
+    become longer ones. ValueError where the prompt alone is too long.
+    """
+
+    def shortened(dialog: Dialog) -> Dialog:
+        while not fits(dialog):
+            *prompt, answer = dialog
+            if not answer.content:
+                raise ValueError(
+                    f"a prompt does not fit the reward model's context: {prompt[-1].content[:60]!r}"
+                )
+            dialog = answered(prompt, answer.content[: len(answer.content) * 3 // 4])
+        return dialog
+
+    return lambda dialogs: scorer([shortened(dialog) for dialog in dialogs])
 
 
 def scores_of(scorers: Scorers, prompts: Sequence[Prompt], texts: Sequence[str]) -> Scores:

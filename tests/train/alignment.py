@@ -27,10 +27,13 @@ PROMPTS = [
 ]
 
 
-def new_policy(folder: Path, vocabulary: Vocabulary) -> Path:
-    """A model whose weights were drawn, in `folder`."""
+def new_policy(folder: Path, vocabulary: Vocabulary, sharpness: float = 1.0) -> Path:
+    """A model whose weights were drawn, its logits times `sharpness`, in `folder`."""
     network = Llama(MODEL)
     initialize(network, torch.Generator().manual_seed(5))
+    assert network.output is not None
+    with torch.no_grad():
+        network.output.weight.mul_(sharpness)
     huggingface.write(as_checkpoint(network, folder, vocabulary), folder)
     return folder
 

@@ -6,12 +6,15 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from puna import lora
+from puna.attention import causal
 from puna.chat import Message
 from puna.data.prompts import Prompt
 from puna.engine.llm import LLM
@@ -20,24 +23,35 @@ from puna.formats import open_checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.formats.run_folder import checkpoint_path
 from puna.heads import attach
+from puna.lora import LoRASettings
+from puna.model import Llama
 from puna.tokenizer import Vocabulary
-from puna.train import ppo as module
 from puna.train.experience import experience_path, read_experience, write_experience
 from puna.train.log import Record, read_log
 from puna.train.ppo import best_step, evaluations, ppo
-from puna.train.ppo_config import prepare, usual_beta
+from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, usual_beta
 from puna.train.rollouts import PolicyEngine, disagreement, pack, read_answers
 from puna.train.run_config import read_config
 from puna.train.sampling import Dialog
 from puna.train.scores import Scorers, scores_of
 from tests.samples import random_model, small_config, transformers_twin
 from tests.train.alignment import PROMPTS, letters, new_policy, new_run, ppo_config
-from tests.train.runs import newest, weights
+from tests.train.runs import newest
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Path:
     return new_policy(tmp_path_factory.mktemp("policy") / "start", vocabulary)
+
+
+def message(text: str) -> Message:
+    return Message("user", text)
+
+
+def load_model_of(model: Llama, weights: dict[str, torch.Tensor]) -> Llama:
+    other = Llama(model.config)
+    other.load_state_dict(weights)
+    return other
 
 
 def log_without_times(run: Path) -> list[Record]:
@@ -72,6 +86,54 @@ def test_the_true_reward_rises(tmp_path: Path, start: Path) -> None:
     assert checkpoint.tensors["value.weight"].read_float32().any()
 
 
+def test_pairs_beside_the_start_learn_too(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """One copy of the base is policy and reference."""
+    start = new_policy(
+        tmp_path / "sharp", vocabulary, sharpness=25
+    )  # pairs leave the head as it is
+    run = new_run(
+        tmp_path / "run", start, iterations=5, iteration_size=64, learning_rate=3e-2,
+        lora=LoRASettings(8, base="fp32"),
+    )  # fmt: skip
+    assert ppo(run, Scorers(letters))
+    records = read_log(run / "log.jsonl")
+    assert records[-1]["reward"] > 3 * records[0]["reward"] > 0
+    assert records[0]["kl"] == 0 and records[-1]["kl"] > 1
+    assert max(record["agreement"] for record in records) < 1e-4
+    # The base beside the adapter answers as the policy that was trained.
+    config, saved = read_config(run, PPOConfig), newest(run)[0]
+    assert config.opened_by(saved) == f"--model {start} --lora {saved}"
+    llm = LLM(start, dtype="fp32", adapters={"policy": saved})
+    params = SamplingParams(1.0, top_p=1.0, max_tokens=6, seed=1)
+    asked = [[message("count llamas")] for _ in range(8)]
+    several = [replace(params, seed=seed) for seed in range(8)]
+    adapted, plain = (
+        letters([[message(x.outputs[0].text)] for x in llm.chat(asked, several, adapter=name)])
+        for name in ("policy", None)
+    )
+    assert sum(adapted) > 2 * sum(plain)
+
+
+def test_a_networks_pairs_are_merged_into_its_checkpoint() -> None:
+    model = random_model(small_config())
+    plain = {name: weight.clone() for name, weight in model.named_parameters()}
+    lora.attach(model, LoRASettings(3, 6, ("wq", "w2")), torch.Generator().manual_seed(0))
+    attach(model, "value")
+    with torch.no_grad():
+        for layer in lora.layers_of(model).values():
+            layer.lora_b.normal_()
+    found = as_checkpoint(model, Path("x"), None)
+    assert set(found.tensors) == {*plain, "value.weight"}
+    tokens = torch.tensor([[1, 5, 9, 4]])
+    whole = load_model(found.without_heads())
+    args = (tokens, torch.arange(4)[None], causal)
+    torch.testing.assert_close(whole(*args), model(*args), rtol=1e-5, atol=1e-5)
+    with lora.without_pairs(model):
+        before = model(*args)
+    assert (before - model(*args)).abs().max() > 0.1
+    assert torch.equal(before, load_model_of(model, plain)(*args))
+
+
 def test_a_rate_of_0_changes_nothing(tmp_path: Path, start: Path) -> None:
     run = new_run(tmp_path / "run", start, learning_rate=0.0)
     assert ppo(run, Scorers(letters))
@@ -86,9 +148,11 @@ def test_a_rate_of_0_changes_nothing(tmp_path: Path, start: Path) -> None:
     assert len({record["policy_loss"] for record in records}) == 6
 
 
-@pytest.mark.parametrize("killed_after", [1, 3])
+@pytest.mark.parametrize(
+    ("killed_after", "lora"), [(1, None), (3, None), (3, LoRASettings(2, base="fp32"))], ids=str
+)
 def test_killed_in_an_iteration_it_goes_on_bit_identically(
-    tmp_path: Path, start: Path, killed_after: int
+    tmp_path: Path, start: Path, killed_after: int, lora: LoRASettings | None
 ) -> None:
     class Killed(BaseException):
         pass
@@ -97,7 +161,7 @@ def test_killed_in_an_iteration_it_goes_on_bit_identically(
         if record["step"] == killed_after + 2:
             raise Killed
 
-    options = {"iterations": 3, "checkpoint_every": 1, "evaluate_every": 2}
+    options = {"iterations": 3, "checkpoint_every": 1, "evaluate_every": 2, "lora": lora}
     whole, broken = (new_run(tmp_path / name, start, **options) for name in ("whole", "broken"))
     assert ppo(whole, Scorers(letters))
     with pytest.raises(Killed):
@@ -114,7 +178,8 @@ def test_killed_in_an_iteration_it_goes_on_bit_identically(
     assert ppo(broken, Scorers(counting))
     assert calls.count(16) == 2 - killed_after // 2  # that iteration was not sampled again
     assert log_without_times(broken) == log_without_times(whole)
-    assert weights(newest(broken)[0]) == weights(newest(whole)[0])
+    for path in newest(whole)[0].glob("*.safetensors"):
+        assert path.read_bytes() == (newest(broken)[0] / path.name).read_bytes()
 
 
 def test_what_was_sampled_goes_when_no_checkpoint_needs_it(tmp_path: Path, start: Path) -> None:
@@ -199,7 +264,7 @@ def test_reading_answers_equals_transformers_one_by_one() -> None:
 def test_the_engine_samples_from_the_live_weights(vocabulary: Vocabulary) -> None:
     network = random_model(small_config(vocab_size=420))
     attach(network, "value")
-    engine = PolicyEngine(network, vocabulary)
+    engine = PolicyEngine(network, vocabulary, longest=15)
     prompts = [[1, 50, 60], [1, 70]]
     for seed in range(2):
         if seed:
@@ -261,7 +326,8 @@ def test_a_reward_that_is_no_number(tmp_path: Path, start: Path) -> None:
         ppo(run, Scorers(lambda dialogs: [0.0]))
 
 
-def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path) -> None:
+@pytest.mark.parametrize("killed_after", [0, 1, 3])
+def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path, killed_after: int) -> None:
     calls = 0
 
     def falling(dialogs: Sequence[Dialog]) -> list[float]:
@@ -269,7 +335,14 @@ def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path) -> None:
         calls += 1
         return [-float(calls)] * len(dialogs)
 
+    def kill(record: Record) -> None:
+        if record["step"] == killed_after:
+            raise KeyboardInterrupt
+
     run = new_run(tmp_path / "run", start, iterations=9, evaluate_every=1, patience=2)
+    if killed_after:
+        with pytest.raises(KeyboardInterrupt):
+            ppo(run, Scorers(falling), on_record=kill)
     assert ppo(run, Scorers(falling))
     found = evaluations(run)
     # The start was best, and two evaluations after it were worse.
@@ -283,9 +356,12 @@ def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path) -> None:
 def test_prompts_that_are_too_long_are_left_out(tmp_path: Path, start: Path) -> None:
     checkpoint = open_checkpoint(start)
     long = Prompt((Message("user", "a long question " * 9),))
-    assert prepare(tmp_path / "run", ppo_config(start), checkpoint, [long, *PROMPTS, long]) == 2
+    given = [long, *PROMPTS, long, PROMPTS[3]]
+    assert prepare(tmp_path / "run", ppo_config(start), checkpoint, given) == (2, 1)
     assert len((tmp_path / "run" / "prompts.jsonl").read_text().splitlines()) == len(PROMPTS)
-    with pytest.raises(ValueError, match="0 of 1 prompts leave room for answers of 6 tokens"):
+    with pytest.raises(
+        ValueError, match="0 of 1 prompts differ and leave room for answers of 6 tokens"
+    ):
         prepare(tmp_path / "none", ppo_config(start), checkpoint, [long])
     assert not (tmp_path / "none").exists()
 
@@ -314,6 +390,7 @@ def test_another_start_is_refused(tmp_path: Path, start: Path, vocabulary: Vocab
         ({"max_tokens": 48}, "leave no room for a prompt in a context of 48"),
         ({"beta": -0.1}, "beta must be 0 or more, not -0.1"),
         ({"beta": math.nan}, "beta must be 0 or more, not nan"),
+        ({"lora": LoRASettings(2)}, "their base is fp32"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1, not 1.5"),
         ({"learning_rate": -1.0}, "learning_rate must be 0 or more"),
     ],
@@ -325,7 +402,6 @@ def test_settings_that_cannot_be(start: Path, changes: dict[str, Any], words: st
 
 def test_the_papers_numbers() -> None:
     from puna.config import preset
-    from puna.train.ppo_config import PPOConfig, ppo_settings
 
     settings = ppo_settings(200, 8)
     config = PPOConfig(preset("7b"), settings, 64, 8)
@@ -344,5 +420,5 @@ def test_the_papers_numbers() -> None:
 
 def test_the_config_comes_back(tmp_path: Path, start: Path) -> None:
     run = new_run(tmp_path / "run", start)
-    assert read_config(run, module.PPOConfig) == ppo_config(start)
+    assert read_config(run, PPOConfig) == ppo_config(start)
     assert json.loads((run / "config.json").read_text())["stage"] == "ppo"

@@ -1,0 +1,253 @@
+"""`puna ppo`: trains a model towards what reward models prefer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from puna.commands.lora_options import lora_options
+from puna.commands.models import locate
+from puna.commands.options import json_option
+from puna.commands.ranks import check_alone, said_once
+from puna.commands.train_options import given_options
+from puna.commands.training import say_event, training_bar
+from puna.hub.locate import SHIPPED
+
+if TYPE_CHECKING:
+    from puna.formats.checkpoint import Checkpoint
+    from puna.lora import LoRASettings
+    from puna.train.ppo_config import PPOConfig
+    from puna.train.scores import Scorers
+
+# What may be said of a run that goes on; the rest is in its config.
+_ON_RESUME = {"out", "resume", "tensorboard", "wandb", "as_json"}
+_BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
+
+
+@click.command()
+@click.option("--model", "-m", metavar="MODEL", help="What to begin from, a model that chats: a "
+              "file or folder in any format, a shipped model, or a hub's.")  # fmt: skip
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
+              help="Dialogs that wait for an answer, one a line.")  # fmt: skip
+@click.option("--helpfulness", metavar="MODEL", help="Reward model.")
+@click.option("--safety", metavar="MODEL", help="Reward model that counts for prompts with "
+              "is_safety, and for answers that it calls unsafe.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--iterations", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--iteration-size", type=click.IntRange(min=1), default=512, show_default=True,
+              help="Answers of an iteration.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=_BATCH, show_default=True,
+              help="Answers of a step.")  # fmt: skip
+@click.option("--micro-batch-size", type=click.IntRange(min=1), default=_PIECE, show_default=True,
+              help="Answers at once.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Of an answer.")  # fmt: skip
+@click.option("--learning-rate", type=float, default=1e-6, show_default=True, help="Constant.")
+@click.option("--beta", type=float, help="Weight of the KL penalty.  [default: 0.01, from 20B "
+              "parameters on 0.005]")  # fmt: skip
+@click.option("--cut-off-penalty", type=float, default=1.0, show_default=True,
+              help="What an answer that did not end loses, in deviations of rewards.")  # fmt: skip
+@click.option("--held-out", type=click.IntRange(min=0), default=64, show_default=True,
+              help="Prompts kept from training, to evaluate on.")  # fmt: skip
+@click.option("--evaluate-every", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Iterations; so often there is a checkpoint too.")  # fmt: skip
+@click.option("--patience", type=click.IntRange(min=0), default=3, show_default=True,
+              help="Evaluations without a better one that end the run; 0: none do.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+              help="What training multiplies in.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--tensorboard", is_flag=True, help="Log to TensorBoard, in the run's folder, too.")
+@click.option("--wandb", is_flag=False, flag_value="puna", metavar="[PROJECT]",
+              help="Log to Weights & Biases too.")  # fmt: skip
+@lora_options
+@json_option
+def ppo(
+    model: str | None,
+    prompts: Path | None,
+    helpfulness: str | None,
+    safety: str | None,
+    out: Path,
+    resume: bool,
+    iterations: int,
+    iteration_size: int,
+    batch_size: int,
+    micro_batch_size: int,
+    max_tokens: int,
+    learning_rate: float,
+    beta: float | None,
+    cut_off_penalty: float,
+    held_out: int,
+    evaluate_every: int,
+    patience: int,
+    dtype: str,
+    device: str,
+    seed: int,
+    tensorboard: bool,
+    wandb: str | None,
+    lora: LoRASettings | None,
+    as_json: bool,
+) -> None:
+    """Train a model towards what reward models prefer, with Llama 2's PPO.
+
+    The run's folder has log.jsonl, ppo.png and checkpoints that chat, the best of them named at the
+    end. Ctrl-C saves and stops; --resume goes on to the identical result.
+    """
+    from puna.data.prompts import read_prompts
+    from puna.train import sinks
+    from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, usual_beta, weights_digest
+    from puna.train.run_config import read_config
+    from puna.train.starting import open_start
+
+    asked = {"tensorboard": ""} if tensorboard else {}
+    if wandb is not None:
+        asked["wandb"] = wandb
+    with said_once():
+        check_alone("puna ppo")
+        sinks.chosen(out, asked)
+    if resume:
+        if ignored := sorted(set(given_options()) - _ON_RESUME):
+            names = ", ".join(name.replace("_", "-") for name in ignored)
+            raise ValueError(f"a resumed run keeps its own config: leave out {names}")
+        config = read_config(out, PPOConfig)
+        _train(out, config, _scorers(config), asked, as_json)
+        return
+    if model is None or prompts is None or helpfulness is None:
+        raise ValueError("give --model, --prompts and --helpfulness, or --resume")
+    if out.exists():
+        raise ValueError(f"{out} exists already; give --resume to go on with it")
+    start = open_start(locate(model))
+    config = PPOConfig(
+        start.config,
+        ppo_settings(
+            iterations,
+            max(1, iteration_size // batch_size),
+            learning_rate=learning_rate,
+            evaluate_every=evaluate_every,
+            patience=patience,
+            dtype=dtype,
+            device=device,
+        ),
+        batch_size,
+        micro_batch_size,
+        seed,
+        iteration_size=iteration_size,
+        max_tokens=max_tokens,
+        beta=usual_beta(start.config) if beta is None else beta,
+        cut_off_penalty=cut_off_penalty,
+        num_held_out=held_out,
+        patience=patience,
+        start=_where(model, start),
+        start_digest=weights_digest(start),
+        helpfulness=_reward_model(helpfulness, start),
+        safety="" if safety is None else _reward_model(safety, start),
+        lora=_in_fp32(lora),
+    )
+    scorers = _scorers(config)
+    left_out = prepare(out, config, start, read_prompts(prompts))
+    if left_out.too_long:
+        click.echo(
+            f"note: {left_out.too_long:,} prompts left out: no room for an answer of {max_tokens} "
+            f"tokens in the context of {start.config.context_length}",
+            err=True,
+        )
+    if left_out.repeated:
+        click.echo(f"note: {left_out.repeated:,} prompts left out: repeated", err=True)
+    _train(out, config, scorers, asked, as_json)
+
+
+def _in_fp32(lora: LoRASettings | None) -> LoRASettings | None:
+    """With a base that pairs can be merged into, where nothing else was said."""
+    return lora if lora is None or lora.base != "auto" else replace(lora, base="fp32")
+
+
+def _where(model: str, opened: Checkpoint) -> str:
+    """What a resume finds the same model by: of a run, the checkpoint that it was opened as."""
+    shipped = model in SHIPPED and not Path(model).exists()
+    return model if shipped else str(opened.path.resolve())
+
+
+def _reward_model(model: str, start: Checkpoint) -> str:
+    """Where it lies; ValueError, before anything is written, unless it can score the start."""
+    from puna.train.scoring import check_scorer
+    from puna.train.starting import open_start
+
+    opened = open_start(locate(model))
+    check_scorer(opened, start.vocabulary)
+    if opened.config.context_length < start.config.context_length:
+        raise ValueError(
+            f"{model} has a context of {opened.config.context_length} tokens, shorter than the "
+            f"{start.config.context_length} of the model that it is to score"
+        )
+    return _where(model, opened)
+
+
+def _scorers(config: PPOConfig) -> Scorers:
+    from puna.train.scores import Scorers, by_beginning
+    from puna.train.scoring import open_scorer
+
+    def opened(model: str) -> Any:
+        scorer = open_scorer(model, device=config.settings.device)
+        return by_beginning(scorer, scorer.fits)
+
+    return Scorers(opened(config.helpfulness), opened(config.safety) if config.safety else None)
+
+
+def _train(
+    out: Path, config: PPOConfig, scorers: Scorers, asked: dict[str, str], as_json: bool
+) -> None:
+    from puna.train.ppo import ppo as run_ppo
+    from puna.train.ppo_plot import plot_ppo
+    from puna.train.sinks import chosen, opened
+
+    with (
+        training_bar(config.settings.steps) as (start, advance),
+        opened(out, chosen(out, asked)) as (begin, write),
+    ):
+
+        def on_start(step: int) -> None:
+            start(step)
+            begin(step)
+
+        def on_record(record: dict[str, Any]) -> None:
+            advance(record)
+            write(record)
+
+        finished = run_ppo(out, scorers, on_start=on_start, on_record=on_record, on_event=say_event)
+    picture = plot_ppo(out)
+    _report(out, config, finished, picture, as_json)
+
+
+def _report(out: Path, config: PPOConfig, finished: bool, picture: Path, as_json: bool) -> None:
+    """How the run stands, and which of its checkpoints is best."""
+    from puna.formats.run_folder import checkpoint_path, steps_saved
+    from puna.train.ppo import best_step, evaluations
+
+    newest, best = steps_saved(out)[-1], best_step(out)
+    at = newest if best is None else best
+    path = str(checkpoint_path(out, at)) if at else config.start
+    found = dict(evaluations(out))
+    if as_json:
+        values = {
+            "finished": finished, "steps": newest, "best_step": best, "best": path,
+            "held_out_rewards": found, "picture": str(picture),
+        }  # fmt: skip
+        click.echo(json.dumps(values))
+    if not finished:
+        name = checkpoint_path(out, newest).name
+        click.echo(f"stopped at {name}; go on with --out {out} --resume", err=True)
+        raise click.Abort
+    click.echo(f"trained: {checkpoint_path(out, newest)}; rewards and KL in {picture}", err=True)
+    if best is not None:
+        click.echo(
+            f"best on held-out prompts: {path}, {found[best]:.3f} (the start: {found[0]:.3f})"
+            + ("; nothing after it was better" if best == 0 else ""),
+            err=True,
+        )
+    opened_by = config.opened_by(Path(path)) if at else f"--model {path}"
+    click.echo(f"try it: puna chat {opened_by}", err=True)
