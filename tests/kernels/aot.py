@@ -2,11 +2,14 @@
 does not see.
 
 The launches are those that a model of 7B makes, on tensors of the CPU, through a driver that only
-compiles. A program of its own, as the tests' process interprets: python -m tests.kernels.aot
+compiles. A program of its own, as the tests' process interprets: python -m tests.kernels.aot, or
+each `OF`th launch from the `FIRST`: python -m tests.kernels.aot FIRST OF
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,7 +77,7 @@ def launches() -> Iterator[Launch]:
         yield f"store, {dtype}", lambda k=k, p=keys, s=rows.slots: store(k, k, p, p, s)
 
 
-def main() -> None:
+def main(first: int = 0, step: int = 1) -> None:
     built: list[Any] = []
     run = JITFunction.run
 
@@ -84,7 +87,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     triton.runtime.driver.set_active(Driver())
-    for name, launch in launches():
+    for name, launch in itertools.islice(launches(), first, None, step):
         built.clear()
         launch()
         assert built, name
@@ -99,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

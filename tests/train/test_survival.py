@@ -250,8 +250,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(broken: Path, small_disk: Path, tmp_path: Path) -> None:
-    """A second checkpoint does not fit; once there is room, the run goes on from the first."""
+    """A second checkpoint does not fit; once there is room, the run goes on from the first.
+
+    As of files that may be no larger (`test_a_disk_that_takes_no_more`), but in earnest.
+    """
     shutil.copytree(broken / "fresh", small_disk / "run")
     shutil.copytree(broken / "whole", tmp_path / "whole")
     (tmp_path / "small").symlink_to(small_disk / "run")
