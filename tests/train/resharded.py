@@ -1,9 +1,7 @@
-"""What each rank of the resharding test does: python -m tests.train.resharded FOLDER LAYOUTS"""
+"""What each rank of the resharding test does."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +107,3 @@ def main(folder: Path, layouts: list[str], dtype: str) -> None:
             check_state(trainee, optimizer)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])

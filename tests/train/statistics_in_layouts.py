@@ -1,10 +1,9 @@
-"""What each process of the statistics' test does: python -m torch.distributed.run ... FILE"""
+"""What each process of the statistics' test does."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,3 @@ def main(file: Path) -> None:
     if dist.get_rank() == 0:
         file.write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

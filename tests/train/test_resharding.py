@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,10 @@ from puna.train import checkpoints
 from puna.train.checkpoints import RunState, restore
 from puna.train.loop import make_optimizer
 from puna.train.single import Single
+from tests.parallel.pool import Pool
 from tests.train import resharded
 from tests.train.resharded import CONFIG, SETTINGS, whole
 
-ROOT = Path(__file__).parents[2]
 QUICK = ["dp=2 fsdp=2", "fsdp=2 tp=2", "cp=2 pp=2"]
 ALL = [
     *(f"{kind}=4" for kind in ("dp", "fsdp", "cp", "tp", "pp")),
@@ -62,14 +60,8 @@ def from_any_to_any(folder: Path, vocabulary: Vocabulary, layouts: list[str], dt
         checkpoints.save(
             folder / "single", trainee.network, optimizer, RunState(3, 123), vocabulary, keep=1
         )
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4",
-            "-m", "tests.train.resharded", str(folder), str(layouts).replace("'", '"'), dtype,
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=1000,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    with Pool(4) as pool:
+        pool.run(resharded.main, folder, layouts, dtype, timeout=1000)
 
 
 def test_layouts_read_each_other(tmp_path: Path, vocabulary: Vocabulary) -> None:

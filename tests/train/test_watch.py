@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,8 @@ from puna.train.profile import Profile, Window
 from puna.train.single import Single
 from puna.train.statistics import groups, layer_order
 from tests.parallel.layouts import BATCH, CLIP, CONFIG, Windows
+from tests.parallel.pool import Pool
+from tests.train import statistics_in_layouts
 from tests.train.runs import MODEL, losses, new_run, run_config
 from tests.train.statistics_in_layouts import LAYOUTS, STEPS, watched
 
@@ -144,14 +144,8 @@ def test_statistics_equal_plain_loops() -> None:
 
 def test_statistics_are_the_same_in_every_layout(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "tests.train.statistics_in_layouts", str(file),
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    with Pool(2) as pool:
+        pool.run(statistics_in_layouts.main, file, timeout=250)
     found: dict[str, Any] = json.loads(file.read_text())
     expected = watched(single(), Windows(BATCH))
     assert list(found) == list(LAYOUTS)
