@@ -17,6 +17,7 @@ from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
 from puna.hub.locate import SHIPPED
+from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.lora import LoRASettings
@@ -99,7 +100,7 @@ def sft(
         shipped = model in SHIPPED and not Path(model).exists()
         where = model if shipped else str(path.resolve())
         windows = num_windows(found, length)
-        batch_size = options.batch_size or min(_BATCH, windows)
+        batch_size = options.batch_size or _usual_batch(windows, Layout.parse(run.parallel))
         if batch_size > windows:
             raise ValueError(
                 f"the dialogs fill {windows} windows of {length} tokens; a batch of {batch_size} "
@@ -129,6 +130,12 @@ def sft(
     elif is_first():
         config, found, _ = resolved()
         _show(config, found, num_windows(found, config.context_length), as_json)
+
+
+def _usual_batch(windows: int, layout: Layout) -> int:
+    """The paper's batch, or as many windows as there are, so that all ranks have a share."""
+    ranks = layout.num_data_ranks * layout.pp
+    return max(ranks, min(_BATCH, windows) // ranks * ranks)
 
 
 def _show(config: SFTConfig, found: Data, windows: int, as_json: bool) -> None:
