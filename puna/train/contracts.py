@@ -45,7 +45,7 @@ class Stage(Protocol):
 
 @runtime_checkable
 class OfPairs(Protocol):
-    """A stage whose loss sums over other things than tokens."""
+    """A stage whose loss sums over other things than all tokens: pairs, or answers alone."""
 
     def num_positions(self, batch: Tensor) -> int:
         """Tokens of a piece that go through the network, for the log."""

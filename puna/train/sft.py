@@ -98,6 +98,9 @@ class SFT:
     def num_tokens(self, batch: Tensor) -> int:
         return int((batch[:, 1] >= 0).sum())
 
+    def num_positions(self, batch: Tensor) -> int:
+        return int((batch[:, 2] > 0).sum())
+
     def windows(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         tokens, targets, documents = batch.unbind(1)
         # Rotary angles are relative: positions need not begin anew with a dialog.

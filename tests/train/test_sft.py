@@ -45,7 +45,7 @@ def test_the_loss_is_of_answers_alone(finished: Path, vocabulary: Vocabulary) ->
     start = load_model(open_checkpoint(Path(run_config(finished).start)))
     tokenizer = Tokenizer(vocabulary)
     stage_batch = _first_batch(finished)
-    total, count = 0.0, 0
+    total, count, positions = 0.0, 0, 0
     lines = (finished.parent / "data.jsonl").read_text().splitlines()
     for line in lines:
         messages = json.loads(line)["messages"]
@@ -57,14 +57,15 @@ def test_the_loss_is_of_answers_alone(finished: Path, vocabulary: Vocabulary) ->
         mask = torch.tensor([encoded.loss_mask])
         if messages[1].get("weight") == 0:  # the first answer: until the second turn's BOS
             mask[:, : encoded.ids.index(tokenizer.bos_id, 1)] = False
-        positions = torch.arange(ids.shape[1])[None]
         with torch.no_grad():
-            logits = next_token_logits(start, start(ids, positions, causal))[0, :-1]
+            hidden = start(ids, torch.arange(ids.shape[1])[None], causal)
+        logits = next_token_logits(start, hidden)[0, :-1].detach()
         each = F.cross_entropy(logits, ids[0, 1:], reduction="none")
         total += each[mask[0, 1:]].sum().item()
         count += int(mask[0, 1:].sum())
+        positions += len(encoded.ids) - 1
     first = read_log(finished / "log.jsonl")[0]
-    assert count == first["tokens"] > 50
+    assert positions == first["tokens"] > count > 50
     assert total / count == pytest.approx(first["loss"], abs=1e-5)
 
 
