@@ -22,7 +22,7 @@ def test_layouts_train_as_one_process(tmp_path: Path, vocabulary: Vocabulary, fo
     last = read_log(single / "log.jsonl")[-1]
     for layout in ("fsdp=2 cp=2", "tp=2 pp=2"):
         run = new_run(tmp_path, vocabulary, name=layout)
-        four.run(trained_by_ranks, run, layout, timeout=120)
+        four.run(trained_by_ranks, run, layout, timeout=250)
         assert losses(run) == pytest.approx(losses(single), abs=1e-5)
         found = read_log(run / "log.jsonl")[-1]
         assert found["tokens"] == last["tokens"]
