@@ -226,7 +226,7 @@ def _train(
 def _report(out: Path, config: PPOConfig, finished: bool, picture: Path, as_json: bool) -> None:
     """How the run stands, and which of its checkpoints is best."""
     from puna.formats.run_folder import checkpoint_path, steps_saved
-    from puna.train.ppo import best_step, evaluations
+    from puna.train.early_stopping import best_step, evaluations
 
     newest, best = steps_saved(out)[-1], best_step(out)
     at = newest if best is None else best

@@ -1,11 +1,9 @@
-"""PPO's losses (arXiv 1707.06347) and when to stop, as pure functions of tokens of answers.
+"""PPO's losses (arXiv 1707.06347), as pure functions of tokens of answers.
 
 All take rows of tokens, of any shape, and give one number a token.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +41,3 @@ def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, *, clip: fl
     """
     kept = old + (values - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns).square(), (kept - returns).square())
-
-
-def best_evaluation(rewards: Sequence[float]) -> int:
-    """The number of the highest reward, of equals the first; ValueError where there is none."""
-    return max(range(len(rewards)), key=rewards.__getitem__)
-
-
-def stops_early(rewards: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` evaluations are none above the best before them (0: never).
-
-    Llama 2 ends by "early stopping" on held-out prompts after 200 to 400 iterations; the rule is
-    *ours*.
-    """
-    return 0 < patience <= len(rewards) - 1 - best_evaluation(rewards) if rewards else False

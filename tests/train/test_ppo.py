@@ -26,9 +26,10 @@ from puna.heads import attach
 from puna.lora import LoRASettings
 from puna.model import Llama
 from puna.tokenizer import Vocabulary
+from puna.train.early_stopping import best_step, evaluations
 from puna.train.experience import experience_path, read_experience, write_experience
 from puna.train.log import Record, read_log
-from puna.train.ppo import best_step, evaluations, ppo
+from puna.train.ppo import ppo
 from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, usual_beta
 from puna.train.rollouts import PolicyEngine, disagreement, pack, read_answers
 from puna.train.run_config import read_config

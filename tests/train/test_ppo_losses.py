@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
+from puna.train.early_stopping import best_evaluation, stops_early
 from puna.train.ppo_losses import (
-    best_evaluation,
     clipped_policy_loss,
     clipped_value_loss,
     entropies,
-    stops_early,
     token_logprobs,
 )
 

@@ -13,12 +13,13 @@ from puna.recipes.alignment.loop import Context, State, StoppedError
 from puna.recipes.alignment.measure import read_held_out
 from puna.recipes.alignment.scorers import Gold, known_scorers, needed_scorers
 from puna.train import rejection_sampling, reward
+from puna.train.early_stopping import evaluations
 from puna.train.log import read_log
 from puna.train.loop import Settings
 from puna.train.pair_data import read_pairs
 from puna.train.pair_data import steps_for as pair_steps
 from puna.train.plot import plot_loss
-from puna.train.ppo import evaluations, ppo
+from puna.train.ppo import ppo
 from puna.train.ppo_config import PPOConfig, ppo_settings, usual_beta, weights_digest
 from puna.train.ppo_config import prepare as prepare_ppo
 from puna.train.ppo_plot import plot_ppo
@@ -244,8 +245,9 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
             start=state.policy,
             start_digest=weights_digest(start),
         )
-        if left_out := prepare_ppo(run, config, start, prompts):
-            context.console.say(f"note: {left_out} prompts are too long")
+        left_out = prepare_ppo(run, config, start, prompts)
+        if left_out.too_long:
+            context.console.say(f"note: {left_out.too_long} prompts are too long")
     tasks = {task.messages: task for task in read_held_out(path).tasks}
     scorers = Scorers(
         helpfulness, known_scorers(state).get("safety"), gold=Gold(tasks) if tasks else None
@@ -254,7 +256,7 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
     trained(context, run, config.settings.steps, partial(ppo, run, scorers))
     plot_ppo(run)
     records = read_log(run / "log.jsonl")
-    rewards = evaluations(run)
+    rewards = [reward for _, reward in evaluations(run)]
     figures: Values = {
         "iterations": records[-1]["iteration"] + 1,
         "kl": records[-1]["kl"],

@@ -1,0 +1,45 @@
+"""When PPO ends, and which of its checkpoints is best: by the reward on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from puna.train.log import Record, read_log
+
+HELD_OUT = "held_out_reward"  # of a record
+
+
+def best_evaluation(rewards: Sequence[float]) -> int:
+    """The number of the highest reward, of equals the first; ValueError where there is none."""
+    return max(range(len(rewards)), key=rewards.__getitem__)
+
+
+def stops_early(rewards: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` evaluations are none above the best before them (0: never).
+
+    Llama 2 ends by "early stopping" on held-out prompts after 200 to 400 iterations; the rule is
+    *ours*.
+    """
+    return 0 < patience <= len(rewards) - 1 - best_evaluation(rewards) if rewards else False
+
+
+def evaluations(run: Path, last: float = math.inf) -> list[tuple[int, float]]:
+    """Steps, 0 for the start, and the rewards on held-out prompts after them, of the log up to step
+    `last`."""
+    records = read_log(run / "log.jsonl")
+    return [found for r in records if r["step"] <= last for found in evaluations_in(r)]
+
+
+def best_step(run: Path) -> int | None:
+    """The step after which the reward on held-out prompts was highest; None where none were held
+    out. Its checkpoint is there as long as `ppo_config.ppo_settings` has its way."""
+    found = evaluations(run)
+    return found[best_evaluation([reward for _, reward in found])][0] if found else None
+
+
+def evaluations_in(record: Record) -> list[tuple[int, float]]:
+    """Those of a record: the first has the start's."""
+    found = [(0, record["start"]["reward"])] if "start" in record else []
+    return found + ([(record["step"], record[HELD_OUT])] if HELD_OUT in record else [])
