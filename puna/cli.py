@@ -40,21 +40,21 @@ COMMANDS: dict[str, Entry] = {
     "tokenizer": Entry("puna.commands.tokenizer:tokenizer", "Train or try a tokenizer.", "Raise"),
     "pretrain": Entry("puna.commands.pretrain:pretrain", "Train a model on text.", "Raise"),
     "sft": Entry("puna.commands.sft:sft", "Teach a model to answer, from dialogs.", "Raise"),
-    "align": Entry("puna.commands.align:align", "The loop of Llama 2-Chat, by a recipe.", "Raise"),
     "compare": Entry("puna.commands.compare:compare", "People compare two answers.", "Raise"),
-    "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
-    "dpo": Entry("puna.commands.dpo:dpo", "Tune a model on what people prefer.", "Raise"),
     "reward": Entry("puna.commands.reward:reward", "Train a model of what people prefer.", "Raise"),
     "rejection-sampling": Entry(
         "puna.commands.rejection_sampling:rejection_sampling",
         "Keep the best of a model's answers to learn from.",
         "Raise",
     ),
-    "gatt": Entry("puna.commands.gatt:gatt", "Teach dialogs to keep to an instruction.", "Raise"),
-    "safety": Entry(
-        "puna.commands.safety:safety", "Teach safe answers; find unsafe ones.", "Raise"
-    ),
     "ppo": Entry("puna.commands.ppo:ppo", "Train a model towards what is preferred.", "Raise"),
+    "dpo": Entry("puna.commands.dpo:dpo", "The same from comparisons alone.", "Raise"),
+    "gatt": Entry("puna.commands.gatt:gatt", "Make dialogs that keep to an instruction.", "Raise"),
+    "safety": Entry(
+        "puna.commands.safety:safety", "Make safer answers; find unsafe ones.", "Raise"
+    ),
+    "align": Entry("puna.commands.align:align", "All of these, by one recipe.", "Raise"),
+    "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }
 

@@ -9,7 +9,13 @@ from typing import Any
 
 import click
 
-from puna.commands.options import compute_options, kv_dtype_option
+from puna.commands.options import (
+    address_options,
+    compute_options,
+    kv_dtype_option,
+    threads_option,
+    tokenizer_option,
+)
 from puna.commands.serve import NEEDED
 
 
@@ -41,23 +47,11 @@ from puna.commands.serve import NEEDED
     "--lora", "adapters", multiple=True, metavar="NAME=ADAPTER",
     help="Let a model with this LoRA adapter answer too; repeatable.",
 )  # fmt: skip
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
-    help="Tokenizer file, where none lies beside the weights.",
-)  # fmt: skip
+@tokenizer_option
 @compute_options
 @kv_dtype_option
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N",
-    help="Processor threads of each engine.  [default: one a core; 1 for a tiny model]",
-)  # fmt: skip
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to listen."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8001, show_default=True, metavar="PORT",
-    help="Port; 0 is any that is free.",
-)  # fmt: skip
+@threads_option
+@address_options(8001)
 def compare(
     models: tuple[str, ...],
     out: Path,

@@ -17,6 +17,7 @@ from puna.commands.producers import (
     dialogs_digest,
     generation_options,
     report,
+    source_options,
 )
 from puna.commands.progress import bar
 from puna.data.prompts import read_user_turns
@@ -32,20 +33,9 @@ _DIALOGS, _TURNS = 100, 20
 
 
 @click.command()
-@click.option("--model", "-m", required=True, help="The newest model, which answers.")
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Dialogs, in any form that puna sft reads; what the user says is taken.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder of the result; the same command goes on with one that was begun.",
+@source_options(
+    model="The newest model, which answers.",
+    prompts="Dialogs, in any form that puna sft reads; what the user says is taken.",
 )
 @click.option(
     "--instructions",

@@ -45,12 +45,17 @@ def model_options(function: F) -> F:
             "--model", "-m", default="cria", show_default=True, metavar="MODEL",
             help="A file or folder in any format, a shipped model, or a hub's (see puna pull).",
         ),
-        click.option(
-            "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
-            help="Tokenizer file, where none lies beside the weights.",
-        ),
+        tokenizer_option,
         compute_options,
         kv_dtype_option,
+    )(function)  # fmt: skip
+
+
+def tokenizer_option(function: F) -> F:
+    """`--tokenizer`: of a model that comes without one."""
+    return click.option(
+        "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
+        help="Tokenizer file, where none lies beside the weights.",
     )(function)  # fmt: skip
 
 
@@ -188,6 +193,28 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start})") from None
+
+
+def threads_option(function: F) -> F:
+    """`--threads`: of the engines behind a server."""
+    return click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N",
+        help="Processor threads of each engine.  [default: one a core; 1 for a tiny model]",
+    )(function)  # fmt: skip
+
+
+def address_options(port: int) -> Callable[[F], F]:
+    """`--host --port`: where a server listens."""
+    return together(
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, metavar="HOST",
+            help="Where to listen.",
+        ),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
+            metavar="PORT", help="Port; 0 is any that is free.",
+        ),
+    )  # fmt: skip
 
 
 def json_option(function: F) -> F:

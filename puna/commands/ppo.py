@@ -33,9 +33,9 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
               "file or folder in any format, a shipped model, or a hub's.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
               help="Dialogs that wait for an answer, one a line.")  # fmt: skip
-@click.option("--helpfulness", metavar="MODEL", help="Reward model.")
-@click.option("--safety", metavar="MODEL", help="Reward model that counts for prompts with "
-              "is_safety, and for answers that it calls unsafe.")  # fmt: skip
+@click.option("--reward", metavar="RM", help="Reward model of helpfulness.")
+@click.option("--safety-reward", metavar="RM", help="Safety model, which decides for prompts with "
+              "is_safety and for unsafe answers.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--iterations", type=click.IntRange(min=1), default=200, show_default=True)
@@ -54,7 +54,7 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
               help="What an answer that did not end loses, in deviations of rewards.")  # fmt: skip
 @click.option("--held-out", type=click.IntRange(min=0), default=64, show_default=True,
               help="Prompts kept from training, to evaluate on.")  # fmt: skip
-@click.option("--evaluate-every", type=click.IntRange(min=1), default=10, show_default=True,
+@click.option("--eval-every", type=click.IntRange(min=1), default=10, show_default=True,
               help="Iterations; so often there is a checkpoint too.")  # fmt: skip
 @click.option("--patience", type=click.IntRange(min=0), default=3, show_default=True,
               help="Evaluations without a better one that end the run; 0: none do.")  # fmt: skip
@@ -70,8 +70,8 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
 def ppo(
     model: str | None,
     prompts: Path | None,
-    helpfulness: str | None,
-    safety: str | None,
+    reward: str | None,
+    safety_reward: str | None,
     out: Path,
     resume: bool,
     iterations: int,
@@ -83,7 +83,7 @@ def ppo(
     beta: float | None,
     cut_off_penalty: float,
     held_out: int,
-    evaluate_every: int,
+    eval_every: int,
     patience: int,
     dtype: str,
     device: str,
@@ -117,8 +117,8 @@ def ppo(
         config = read_config(out, PPOConfig)
         _train(out, config, _scorers(config), asked, as_json)
         return
-    if model is None or prompts is None or helpfulness is None:
-        raise ValueError("give --model, --prompts and --helpfulness, or --resume")
+    if model is None or prompts is None or reward is None:
+        raise ValueError("give --model, --prompts and --reward, or --resume")
     if out.exists():
         raise ValueError(f"{out} exists already; give --resume to go on with it")
     start = open_start(locate(model))
@@ -128,7 +128,7 @@ def ppo(
             iterations,
             max(1, iteration_size // batch_size),
             learning_rate=learning_rate,
-            evaluate_every=evaluate_every,
+            evaluate_every=eval_every,
             patience=patience,
             dtype=dtype,
             device=device,
@@ -144,8 +144,8 @@ def ppo(
         patience=patience,
         start=_where(model, start),
         start_digest=weights_digest(start),
-        helpfulness=_reward_model(helpfulness, start),
-        safety="" if safety is None else _reward_model(safety, start),
+        helpfulness=_reward_model(reward, start),
+        safety="" if safety_reward is None else _reward_model(safety_reward, start),
         lora=_in_fp32(lora),
     )
     scorers = _scorers(config)

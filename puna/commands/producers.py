@@ -14,7 +14,15 @@ from typing import Any
 import click
 
 from puna.commands.models import load, locate, resolve
-from puna.commands.options import compute_options, json_option, kv_dtype_option, together
+from puna.commands.options import (
+    F,
+    compute_options,
+    json_option,
+    kv_dtype_option,
+    together,
+    tokenizer_option,
+)
+from puna.data.prompts import Prompt
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_file
 from puna.tokenizer import Tokenizer
@@ -34,6 +42,21 @@ class Generation:
     top_p: float
     max_tokens: int
     seed: int
+
+
+def source_options(*, model: str, prompts: str) -> Callable[[F], F]:
+    """`--model --prompts --out`: who answers what, with a command's own words of both."""
+    return together(
+        click.option("--model", "-m", required=True, metavar="MODEL", help=model),
+        click.option(
+            "--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE",
+            help=prompts,
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
+            help="Folder of the result; the same command goes on with one that was begun.",
+        ),
+    )  # fmt: skip
 
 
 def generation_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -62,11 +85,8 @@ def generation_options(function: Callable[..., None]) -> Callable[..., None]:
             "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
             help="Of an answer; one that has more is cut off, and not learned.",
         ),
-        click.option("--seed", type=int, default=1, show_default=True),
-        click.option(
-            "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
-            help="Tokenizer file, where none lies beside the weights.",
-        ),
+        click.option("--seed", type=int, default=0, show_default=True),
+        tokenizer_option,
         compute_options,
         kv_dtype_option,
         json_option,
@@ -134,6 +154,23 @@ def judge(model: str, asked: Asked, generation: Generation) -> Judge:
     return Judge(
         fitted(scorer, tokenizer, context), has_room, f"{model} {weights_digest(checkpoint)}"
     )
+
+
+def with_room(
+    prompts: Sequence[Prompt], asked: Asked, judges: Sequence[Judge], max_tokens: int
+) -> list[Prompt]:
+    """Those that leave room for an answer, with all models; ValueError where none does."""
+    kept = [
+        prompt
+        for prompt in prompts
+        if asked.fits(prompt.messages) and all(each.fits(prompt.messages) for each in judges)
+    ]
+    if not kept:
+        raise ValueError(
+            f"none of {len(prompts)} prompts leaves room for --max-tokens {max_tokens} in the "
+            "context"
+        )
+    return kept
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -19,6 +19,8 @@ from puna.commands.producers import (
     generation_options,
     judge,
     report,
+    source_options,
+    with_room,
     write_json,
 )
 from puna.commands.progress import bar
@@ -33,26 +35,15 @@ _WINNERS = "winners.jsonl"
 
 
 @click.command()
-@click.option("--model", "-m", required=True, help="The newest model, or a larger one: it answers.")
+@source_options(
+    model="The newest model, or a larger one: it answers.",
+    prompts="Prompts (JSONL: messages that end with the user; optional is_safety).",
+)
 @click.option("--reward", required=True, metavar="RM", help="Reward model that picks the best.")
 @click.option(
     "--safety-reward",
     metavar="RM",
     help="Safety model, which decides for prompts with is_safety and for unsafe answers.",
-)
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Prompts (JSONL: messages that end with the user; optional is_safety).",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder of the result; the same command goes on with one that was begun.",
 )
 @click.option("--samples", type=int, default=_SAMPLES, show_default=True, help="K, a prompt.")
 @click.option("--temperature", type=float, help=f"0 is greedy.  [default: {_TEMPERATURE}]")
@@ -116,12 +107,7 @@ def rejection_sampling(
     read = read_prompts(prompts)
     asked = ask(model, generation)
     judges = [judge(each, asked, generation) for each in (reward, safety_reward) if each]
-    kept = [p for p in read if asked.fits(p.messages) and all(j.fits(p.messages) for j in judges)]
-    if not kept:
-        raise ValueError(
-            f"none of {len(read)} prompts leaves room for --max-tokens {generation.max_tokens} in "
-            "the context"
-        )
+    kept = with_room(read, asked, judges, generation.max_tokens)
     begin(out)
     job = _Job(kept, asked, judges, samples, generation.seed)
     curves: dict[float, Curve] = {}

@@ -20,6 +20,8 @@ from puna.commands.producers import (
     generation_options,
     judge,
     report,
+    source_options,
+    with_room,
 )
 from puna.commands.progress import bar
 from puna.data.prompts import Prompt, read_prompts
@@ -33,16 +35,11 @@ _ANSWERS = 4  # of a prompt, to find one that violates; ours
 
 def _shared(function: Any) -> Any:
     return together(
-        click.option("--model", "-m", required=True, help="The newest model, which answers."),
+        source_options(
+            model="The newest model, which answers.",
+            prompts="Adversarial prompts (JSONL: messages that end with the user; optional risk).",
+        ),
         click.option("--reward", required=True, metavar="RM", help="The Safety reward model."),
-        click.option(
-            "--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE",
-            help="Adversarial prompts (JSONL: messages that end with the user; optional risk).",
-        ),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
-            help="Folder of the result; the same command goes on with one that was begun.",
-        ),
         click.option(
             "--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."
         ),
@@ -160,12 +157,7 @@ class _Job:
         read = read_prompts(prompts)
         asked = ask(model, generation)
         judging = judge(reward, asked, generation)
-        kept = [p for p in read if asked.fits(p.messages) and judging.fits(p.messages)]
-        if not kept:
-            raise ValueError(
-                f"none of {len(read)} prompts leaves room for --max-tokens "
-                f"{generation.max_tokens} in the context"
-            )
+        kept = with_room(read, asked, [judging], generation.max_tokens)
         begin(out)
         too_long = len(read) - len(kept)
         return cls(kept, too_long, asked, judging, out, temperature, generation.seed)

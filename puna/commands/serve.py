@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.options import compute_options, draft_option, kv_dtype_option
+from puna.commands.options import (
+    address_options,
+    compute_options,
+    draft_option,
+    kv_dtype_option,
+    threads_option,
+    tokenizer_option,
+)
 from puna.commands.sections import SectionedCommand
 
 if TYPE_CHECKING:
@@ -36,10 +43,7 @@ HEADINGS = {
     "--model", "-m", "more_models", multiple=True, metavar="[NAME=]MODEL",
     help="The same as an argument; repeatable.  [default: cria]",
 )  # fmt: skip
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
-    help="Tokenizer file, where none lies beside the weights.",
-)  # fmt: skip
+@tokenizer_option
 @click.option(
     "--lora", "adapters", multiple=True, metavar="NAME=ADAPTER",
     help="Serve the model with this LoRA adapter as NAME; NAME@MODEL=... with several models; "
@@ -56,10 +60,7 @@ HEADINGS = {
     help="Run at most N outputs together; the others wait.",
 )  # fmt: skip
 @draft_option
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N",
-    help="Processor threads of each engine.  [default: one a core; 1 for a tiny model]",
-)  # fmt: skip
+@threads_option
 @click.option(
     "--replicas", type=click.IntRange(min=1), metavar="N",
     help="Run each model N times, in processes of their own on Ray Serve.  [default: once, here]",
@@ -68,13 +69,7 @@ HEADINGS = {
     "--ray-address", metavar="HOST:PORT",
     help="With --replicas, use the machines of this Ray cluster.  [default: this one]",
 )  # fmt: skip
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to listen."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="PORT",
-    help="Port; 0 is any that is free.",
-)  # fmt: skip
+@address_options(8000)
 @click.option(
     "--uds",
     type=click.Path(path_type=Path),

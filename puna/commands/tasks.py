@@ -25,13 +25,14 @@ def tasks() -> None:
 
 
 @tasks.command()
-@click.argument("out", type=click.Path(path_type=Path))
 @click.option("--sources", type=click.Path(path_type=Path), required=True, metavar="DIR",
               help="Folder with factbook.jsonl (or .zst) and tinystories-sample.txt.")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
+              help="Folder of the tasks.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
 @json_option
-def build(out: Path, sources: Path, seed: int, as_json: bool) -> None:
-    """Write the tasks into the folder OUT.
+def build(sources: Path, out: Path, seed: int, as_json: bool) -> None:
+    """Write the tasks into a folder.
 
     sft.jsonl to learn from, prompts.jsonl for reinforcement, held_out.jsonl to measure on,
     preferences.jsonl for reward models, red_team.jsonl for safety; questions.jsonl
@@ -52,8 +53,9 @@ def build(out: Path, sources: Path, seed: int, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @model_options
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Of an answer.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first ones.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Write each answer with its score, as JSON lines.")  # fmt: skip
@@ -87,19 +89,21 @@ def score(
 
 @tasks.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
 @model_options
 @click.option("--samples", type=click.IntRange(min=2), default=4, show_default=True,
               help="Answers to each prompt.")  # fmt: skip
-@click.option("--temperature", type=float, default=1.0, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Of an answer.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE",
+              help="The comparisons, JSON lines.")  # fmt: skip
 @json_option
 def compare(
-    file: Path, out: Path, model: str, tokenizer: Path | None, device: str, dtype: str,
-    kv_dtype: str, samples: int, temperature: float, max_tokens: int, seed: int, as_json: bool,
+    file: Path, model: str, tokenizer: Path | None, device: str, dtype: str, kv_dtype: str,
+    samples: int, temperature: float, max_tokens: int, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """Let a model answer the tasks of FILE several times; write preferences to OUT.
+    """Let a model answer the tasks of FILE several times; write which are better.
 
     The best answer beside the worst, rated by the gap of their gold scores: what one who knows the
     truth would have picked. Prompts with answers that are all the same give none.

@@ -46,7 +46,7 @@ def test_data_of_the_shipped_model_and_again(run: Run, prompts: Path, tmp_path: 
     assert (tmp_path / "a" / "dialogs.jsonl").read_bytes() == whole
     assert list(records(tmp_path / "a" / "sft.jsonl")) == found
     other = run(*arguments[:-1], "--seed", "2", "--out", tmp_path / "a")
-    assert is_one_clear_line(*other, "seed was 1, is 2")
+    assert is_one_clear_line(*other, "seed was 0, is 2")
 
 
 def test_obedience_is_measured_and_compared(run: Run, prompts: Path, tmp_path: Path) -> None:

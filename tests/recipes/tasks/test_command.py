@@ -20,7 +20,7 @@ def puna(*arguments: str | Path) -> None:
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of twenty tasks of different kinds."""
     folder = tmp_path_factory.mktemp("tasks")
-    puna("tasks", "build", folder / "all", "--sources", write_sources(folder))
+    puna("tasks", "build", "--sources", write_sources(folder), "--out", folder / "all")
     found = read_tasks(folder / "all" / "held_out.jsonl")
     chosen = list({task.kind: task for task in found}.values()) + found[:14]
     (folder / "few.jsonl").write_bytes(lines([task.row() for task in chosen]))
@@ -31,13 +31,13 @@ def test_build_says_what_it_wrote_and_overwrites_nothing(
     few: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = few.parent / "again"
-    puna("tasks", "build", out, "--sources", few.parent, "--seed", "3", "--json")
+    puna("tasks", "build", "--sources", few.parent, "--out", out, "--seed", "3", "--json")
     counts = json.loads(capsys.readouterr().out)["lines"]
     for name, count in counts.items():
         text = (out / f"{name}.jsonl").read_text(encoding="utf-8")
         assert len(text.splitlines()) == count > 0
     with pytest.raises(ValueError, match="exists already"):
-        puna("tasks", "build", out, "--sources", few.parent)
+        puna("tasks", "build", "--sources", few.parent, "--out", out)
 
 
 def test_score_tells_what_the_answers_are_worth(
@@ -66,7 +66,8 @@ def test_compare_prefers_by_gold(
     few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pairs.jsonl"
-    puna("tasks", "compare", few, out, "--samples", "3", "--max-tokens", "8", "--seed", "2")
+    sampled = ("--samples", "3", "--max-tokens", "8", "--seed", "2")
+    puna("tasks", "compare", few, "--out", out, *sampled)
     assert "pairs from 20 prompts" in capsys.readouterr().out.replace("\n", " ")
     by_id = {task.id: task for task in read_tasks(few)}
     for line in out.read_text(encoding="utf-8").splitlines():
@@ -75,7 +76,7 @@ def test_compare_prefers_by_gold(
         assert by_id[row["id"]].check(chosen) >= by_id[row["id"]].check(rejected)
         assert chosen != rejected
     with pytest.raises(ValueError, match="exists already"):
-        puna("tasks", "compare", few, out)
+        puna("tasks", "compare", few, "--out", out)
     with pytest.raises(ValueError, match="no prompt of"):
-        puna("tasks", "compare", few, tmp_path / "same.jsonl", "--temperature", "0")
+        puna("tasks", "compare", few, "--out", tmp_path / "same.jsonl", "--temperature", "0")
     assert not (tmp_path / "same.jsonl").exists()
