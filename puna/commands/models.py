@@ -13,7 +13,7 @@ from puna.formats import open_checkpoint
 from puna.formats.adapters import Adapter, open_adapter
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
-from puna.hub.locate import NotPulledError
+from puna.hub.locate import SHIPPED, NotPulledError
 from puna.hub.locate import locate as locate_here
 from puna.tokenizer import Vocabulary
 
@@ -49,6 +49,12 @@ def locate(model: str, *, download: bool = True) -> Path:
         except NotFoundError as error:
             raise ValueError(f"there is no file or folder {model}, and {error}") from None
     return locate_here(model)
+
+
+def lasting_name(model: str, path: Path) -> str:
+    """What a run finds the model by that was located at `path`: a shipped one's name, else that."""
+    shipped = model in SHIPPED and not Path(model).exists()
+    return model if shipped else str(path.resolve())
 
 
 def load(

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.models import locate
+from puna.commands.models import lasting_name, locate
 from puna.commands.progress import bar
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions
 from puna.data.preferences import FORMS
-from puna.hub.locate import SHIPPED
 
 if TYPE_CHECKING:
     from puna.formats import Checkpoint
@@ -108,8 +107,7 @@ def read_from(pairs: PairOptions, seed: int, **mix: Any) -> tuple[Checkpoint, st
             on_pair=advance,
             **mix,
         )
-    shipped = pairs.model in SHIPPED and not Path(pairs.model).exists()
-    return start, pairs.model if shipped else str(path.resolve()), found
+    return start, lasting_name(pairs.model, path), found
 
 
 def pair_facts(config: RunConfig, found: PairData) -> dict[str, str]:

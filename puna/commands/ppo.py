@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.commands.lora_options import lora_options
-from puna.commands.models import locate
+from puna.commands.models import lasting_name, locate
 from puna.commands.options import json_option
 from puna.commands.ranks import check_alone, said_once
 from puna.commands.train_options import given_options
-from puna.commands.training import say_event, training_bar
-from puna.hub.locate import SHIPPED
+from puna.commands.training import told
 
 if TYPE_CHECKING:
     from puna.formats.checkpoint import Checkpoint
@@ -142,7 +141,7 @@ def ppo(
         cut_off_penalty=cut_off_penalty,
         num_held_out=held_out,
         patience=patience,
-        start=_where(model, start),
+        start=lasting_name(model, start.path),
         start_digest=weights_digest(start),
         helpfulness=_reward_model(reward, start),
         safety="" if safety_reward is None else _reward_model(safety_reward, start),
@@ -166,12 +165,6 @@ def _in_fp32(lora: LoRASettings | None) -> LoRASettings | None:
     return lora if lora is None or lora.base != "auto" else replace(lora, base="fp32")
 
 
-def _where(model: str, opened: Checkpoint) -> str:
-    """What a resume finds the same model by: of a run, the checkpoint that it was opened as."""
-    shipped = model in SHIPPED and not Path(model).exists()
-    return model if shipped else str(opened.path.resolve())
-
-
 def _reward_model(model: str, start: Checkpoint) -> str:
     """Where it lies; ValueError, before anything is written, unless it can score the start."""
     from puna.train.scoring import check_scorer
@@ -184,7 +177,7 @@ def _reward_model(model: str, start: Checkpoint) -> str:
             f"{model} has a context of {opened.config.context_length} tokens, shorter than the "
             f"{start.config.context_length} of the model that it is to score"
         )
-    return _where(model, opened)
+    return lasting_name(model, opened.path)
 
 
 def _scorers(config: PPOConfig) -> Scorers:
@@ -205,20 +198,8 @@ def _train(
     from puna.train.ppo_plot import plot_ppo
     from puna.train.sinks import chosen, opened
 
-    with (
-        training_bar(config.settings.steps) as (start, advance),
-        opened(out, chosen(out, asked)) as (begin, write),
-    ):
-
-        def on_start(step: int) -> None:
-            start(step)
-            begin(step)
-
-        def on_record(record: dict[str, Any]) -> None:
-            advance(record)
-            write(record)
-
-        finished = run_ppo(out, scorers, on_start=on_start, on_record=on_record, on_event=say_event)
+    with told(config.settings.steps, opened(out, chosen(out, asked))) as telling:
+        finished = run_ppo(out, scorers, **telling)
     picture = plot_ppo(out)
     _report(out, config, finished, picture, as_json)
 

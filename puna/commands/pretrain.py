@@ -135,7 +135,7 @@ def pretrain(
     with said_once():
         if run.window:
             run.window.check(settings.steps)
-    run.start(prepare, parallel=settings.parallel, device=settings.device, float8=settings.float8)
+    run.start(prepare, settings)
 
 
 def _weights(mix: str) -> dict[str, float]:

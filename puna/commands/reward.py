@@ -117,8 +117,7 @@ def reward(
         prepare(options.out, config, found.trained, found.held_out, vocabulary)
 
     if not options.dry_run:
-        device, float8 = options.device, options.float8
-        run.start(prepare_run, parallel=run.parallel, device=device, float8=float8)
+        run.start(prepare_run)
     elif is_first():
         config, found, _ = resolved()
         show_run(config, found, as_json, pair_facts(config, found) | {"margin": margin})

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.commands.lora_options import lora_options
-from puna.commands.models import locate
+from puna.commands.models import lasting_name, locate
 from puna.commands.options import json_option
 from puna.commands.progress import bar
 from puna.commands.ranks import is_first, said_once
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
-from puna.hub.locate import SHIPPED
 from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
@@ -97,8 +96,6 @@ def sft(
                 on_dialog=advance,
             )
         assert start.vocabulary is not None  # open_start saw to it
-        shipped = model in SHIPPED and not Path(model).exists()
-        where = model if shipped else str(path.resolve())
         windows = num_windows(found, length)
         batch_size = options.batch_size or _usual_batch(windows, Layout.parse(run.parallel))
         if batch_size > windows:
@@ -113,7 +110,7 @@ def sft(
             options.piece(batch_size, run.parallel, usual=_PIECE),
             options.seed,
             context_length=length,
-            start=where,
+            start=lasting_name(model, path),
             lora=lora,
         )
         return config, found, start.vocabulary
@@ -125,8 +122,7 @@ def sft(
         prepare(options.out, config, found, vocabulary)
 
     if not options.dry_run:
-        device, float8 = options.device, options.float8
-        run.start(prepare_run, parallel=run.parallel, device=device, float8=float8)
+        run.start(prepare_run)
     elif is_first():
         config, found, _ = resolved()
         _show(config, found, num_windows(found, config.context_length), as_json)

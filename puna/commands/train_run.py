@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,9 +20,10 @@ from puna.commands.ranks import (
     starred,
 )
 from puna.commands.train_options import ON_RESUME, TrainOptions, given_options
-from puna.commands.training import say_event, training_bar
+from puna.commands.training import told
 
 if TYPE_CHECKING:
+    from puna.train.loop import Settings
     from puna.train.profile import Window
     from puna.train.run_config import RunConfig
 
@@ -51,16 +52,16 @@ class TrainRun:
             self._change_batch(given.get("batch_size"), given.get("micro_batch_size"))
         self._train(self.parallel or None)
 
-    def start(
-        self, prepare: Callable[[], None], *, parallel: str, device: str, float8: bool
-    ) -> None:
-        """Has the first process `prepare` the run in --out, which must not be there, and trains.
+    def start(self, prepare: Callable[[], None], settings: Settings | None = None) -> None:
+        """Has the first process `prepare` the run in --out, which must not be there, and trains:
+        where and how the options say, or the `settings` of a recipe.
 
         Where torchrun started its processes anew, it goes on with what they began.
         """
         from puna.train.running import check_machine
 
-        out = self.options.out
+        out, said = self.options.out, settings or self.options
+        parallel = self.parallel if settings is None else settings.parallel
 
         def prepare_once() -> None:
             if is_restarted(out):
@@ -73,8 +74,8 @@ class TrainRun:
 
         with said_once():
             check_started(parallel)
-            check_machine(device, float8)
-        self._by_the_first(prepare_once, parallel, device)
+            check_machine(said.device, said.float8)
+        self._by_the_first(prepare_once, parallel, said.device)
         self._train(parallel or None)
 
     def _change_batch(self, batch_size: int | None, micro_batch_size: int | None) -> None:
@@ -112,25 +113,13 @@ class TrainRun:
                 self.window.check(settings.steps)
         _say_layout(config)
         sinks = opened(out, chosen(out, self.options.sinks) if is_first() else {})
-        bar = training_bar(settings.steps, shown=is_first())
-        with said_by_one(), bar as (start, advance), sinks as (begin, write):
-
-            def on_start(step: int) -> None:
-                start(step)
-                begin(step)
-
-            def on_record(record: dict[str, Any]) -> None:
-                advance(record)
-                write(record)
-
+        with said_by_one(), told(settings.steps, sinks, shown=is_first()) as telling:
             finished = self.train(
                 out,
                 parallel=parallel,
                 hang_timeout=self.options.hang_timeout,
-                on_start=on_start,
-                on_record=on_record,
-                on_event=say_event,
                 profile=self.window,
+                **telling,
             )
         leave()
         if not is_first():

@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+_Begin = Callable[[int], None]
+_Take = Callable[[dict[str, Any]], None]
 _EVERY = 10.0  # seconds between plain lines
 _RECENT = 20  # steps whose speed tells the time that is left
 _WEIGHT = 0.95  # of what was, in the smoothed loss
@@ -97,7 +99,7 @@ def arithmetic(tflops: float) -> str:
 @contextlib.contextmanager
 def training_bar(
     total: int, *, shown: bool = True, console: Console | None = None
-) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
+) -> Iterator[tuple[_Begin, _Take]]:
     """Shows a run of `total` steps: (begin after so many steps, one record is there)."""
     console = console or Console(stderr=True)
     training = Training(total)
@@ -125,6 +127,27 @@ def training_bar(
         if shown and console.is_terminal:
             stack.enter_context(Live(get_renderable=lines, console=console, refresh_per_second=4))
         yield training.start, add
+
+
+@contextlib.contextmanager
+def told(
+    steps: int,
+    sinks: contextlib.AbstractContextManager[tuple[_Begin, _Take]],
+    *,
+    shown: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """What the function of a stage is given to tell of its run: to a bar, and to `sinks`."""
+    with training_bar(steps, shown=shown) as (start, advance), sinks as (begin, write):
+
+        def on_start(step: int) -> None:
+            start(step)
+            begin(step)
+
+        def on_record(record: dict[str, Any]) -> None:
+            advance(record)
+            write(record)
+
+        yield {"on_start": on_start, "on_record": on_record, "on_event": say_event}
 
 
 def say_event(event: dict[str, Any]) -> None:

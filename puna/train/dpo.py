@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.chat import LLAMA2_TEMPLATE
-from puna.data.pairs import ANSWER, HEADER, LENGTH, RATING, REFERENCE, EncodedPairs, trimmed
+from puna.data.pairs import ANSWER, HEADER, LENGTH, RATING, REFERENCE, EncodedPairs
 from puna.heads import next_token_logits
 from puna.model import Llama, widened
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
 from puna.train.pair_data import check_layout
+from puna.train.pair_stage import PairStage, run_pairs
 from puna.train.preference_losses import dpo_losses, implicit_rewards
 from puna.train.preference_metrics import agreement
-from puna.train.reward import run_pairs
 from puna.train.run_config import RunConfig, read_config
 from puna.train.running import Share, run_stage
 from puna.train.single import autocast
@@ -52,25 +51,10 @@ class DPOConfig(RunConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class DPO:
-    """The stage (`train.loop.Stage`). A piece is rows of `data.pairs` (pairs, 2, header + T) with
-    the reference's log-probabilities; what its loss is a mean over, and `num_tokens` counts, are
-    pairs."""
+class DPO(PairStage):
+    """The stage: the loss of implicit rewards. A piece has the reference's log-probabilities."""
 
-    batch: Callable[[int], NDArray[np.int64]]
-    held_out: EncodedPairs
-    micro_batch_size: int
     beta: float = 0.1
-
-    def micro_batches(self, position: int) -> list[Tensor]:
-        pieces = trimmed(self.batch(position), self.micro_batch_size)
-        return [torch.from_numpy(piece) for piece in pieces]
-
-    def num_tokens(self, batch: Tensor) -> int:
-        return len(batch)
-
-    def num_positions(self, batch: Tensor) -> int:
-        return int(batch[:, :, LENGTH].sum())
 
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
         chosen, rejected = answer_logprobs(model, network, batch).unbind(1)
@@ -80,7 +64,7 @@ class DPO:
     def evaluate(self, evaluation: Evaluation) -> Record:
         """On the held-out pairs: mean loss, what `preference_metrics.agreement` tells of the
         implicit rewards, their mean margin and those of chosen answers. Nothing without pairs."""
-        pieces = [torch.from_numpy(rows) for rows in self.held_out.pieces(self.micro_batch_size)]
+        pieces = self.held_out_pieces()
         if not pieces:
             return {}
         loss = sum(evaluation(pieces)) / len(self.held_out)

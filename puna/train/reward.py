@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.data.pairs import (
@@ -23,8 +21,6 @@ from puna.data.pairs import (
     RATING,
     SAFE,
     EncodedPairs,
-    PairBatches,
-    trimmed,
 )  # fmt: skip
 from puna.data.preference_mix import MIXES
 from puna.formats import Checkpoint
@@ -35,6 +31,7 @@ from puna.tokenizer import Vocabulary
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
 from puna.train.pair_data import check_layout
+from puna.train.pair_stage import HELD_OUT, TRAINED, PairStage, run_pairs
 from puna.train.preference_losses import MARGINS, margins_of, ranking_losses, safety_losses
 from puna.train.preference_metrics import agreement
 from puna.train.run_config import RunConfig, read_config, write_run
@@ -42,7 +39,6 @@ from puna.train.running import Share, run_stage
 from puna.train.starting import open_start, start_weights
 from puna.train.window_loss import hidden_states
 
-TRAINED, HELD_OUT = "pairs", "held_out"  # folders of the run
 HEADS = {"helpfulness": ("score",), "safety": ("score", "safety")}
 
 
@@ -77,25 +73,11 @@ class RewardConfig(RunConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Reward:
-    """The stage (`contracts.Stage`). A piece is rows of `data.pairs` (pairs, 2, header + T); what
-    its loss is a mean over, and `num_tokens` counts, are pairs."""
+class Reward(PairStage):
+    """The stage: the ranking loss of scores, and the safety head's loss."""
 
-    batch: Callable[[int], NDArray[np.int64]]
-    held_out: EncodedPairs
-    micro_batch_size: int
     margin: str = "small"
     safety_weight: float = 1.0
-
-    def micro_batches(self, position: int) -> list[Tensor]:
-        pieces = trimmed(self.batch(position), self.micro_batch_size)
-        return [torch.from_numpy(piece) for piece in pieces]
-
-    def num_tokens(self, batch: Tensor) -> int:
-        return len(batch)
-
-    def num_positions(self, batch: Tensor) -> int:
-        return int(batch[:, :, LENGTH].sum())
 
     def loss(self, model: Callable[..., Tensor], network: Llama, batch: Tensor) -> Tensor:
         hidden = last_states(model, batch)
@@ -111,7 +93,7 @@ class Reward:
     def evaluate(self, evaluation: Evaluation) -> Record:
         """On the held-out pairs: mean loss, and what `preference_metrics.agreement` tells; of the
         safety head, how many of the labelled answers it is right about. Nothing without pairs."""
-        pieces = [torch.from_numpy(rows) for rows in self.held_out.pieces(self.micro_batch_size)]
+        pieces = self.held_out_pieces()
         if not pieces:
             return {}
         loss = sum(evaluation(pieces)) / len(self.held_out)
@@ -182,19 +164,6 @@ def reward(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
 
     weights = functools.partial(_first_weights, config)
     return run_stage(run, config, make_stage, weights, heads=HEADS[config.kind], **options)
-
-
-def run_pairs(run: Path, config: RunConfig, share: Share) -> tuple[PairBatches, EncodedPairs]:
-    """A prepared run's batches for this process, and what is held out."""
-    load = functools.partial(EncodedPairs.load, vocab_size=len(share.vocabulary))
-    batches = PairBatches(
-        load(run / TRAINED),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        rank=share.rank,
-        num_ranks=share.num_ranks,
-    )
-    return batches, load(run / HELD_OUT)
 
 
 def _first_weights(config: RewardConfig, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:

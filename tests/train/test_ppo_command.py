@@ -27,7 +27,7 @@ from tests.train.alignment import PROMPTS, letters, new_policy
 
 SMALL = [
     "--iterations", "2", "--iteration-size", "16", "--batch-size", "8", "--micro-batch-size", "4",
-    "--max-tokens", "6", "--held-out", "4", "--evaluate-every", "1", "--learning-rate", "1e-3",
+    "--max-tokens", "6", "--held-out", "4", "--eval-every", "1", "--learning-rate", "1e-3",
 ]  # fmt: skip
 
 
@@ -58,14 +58,18 @@ def new_reward_model(start: Path, path: Path, seed: int, vocabulary: Vocabulary)
 
 
 def run(folder: Path, *more: str, **changes: str) -> Result:
-    said = {"model": "start", "prompts": "prompts.jsonl", "helpfulness": "helpful"} | changes
-    options = [x for name, value in said.items() for x in (f"--{name}", str(folder / value))]
+    said = {"model": "start", "prompts": "prompts.jsonl", "reward": "helpful"} | changes
+    options = [
+        x
+        for name, value in said.items()
+        for x in (f"--{name.replace('_', '-')}", str(folder / value))
+    ]
     return CliRunner().invoke(puna, ["ppo", *options, *SMALL, *more])
 
 
 def test_it_trains_and_names_the_best(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = run(folder, "--out", str(out), "--json", safety="safe")
+    done = run(folder, "--out", str(out), "--json", safety_reward="safe")
     assert done.exit_code == 0, done.exception
     assert "note: 1 prompts left out: no room for an answer of 6 tokens" in done.stderr
     said = json.loads(done.stdout)
@@ -96,8 +100,8 @@ def test_what_does_not_fit_is_refused(
     other = train_tokenizer(story_lines(300)[::-1], vocab_size=420, num_threads=1)
     new_reward_model(folder / "start", tmp_path / "foreign", 0, other)
     cases = {
-        "is a reward model of another vocabulary": {"helpfulness": str(tmp_path / "foreign")},
-        "is no reward model: it has no score head": {"safety": "start"},
+        "is a reward model of another vocabulary": {"reward": str(tmp_path / "foreign")},
+        "is no reward model: it has no score head": {"safety_reward": "start"},
         "no such file or folder": {"model": "nowhere"},
     }
     for words, changes in cases.items():
@@ -106,7 +110,7 @@ def test_what_does_not_fit_is_refused(
         run(folder, "--out", out, "--iteration-size", "20").exception
     )
     alone = CliRunner().invoke(puna, ["ppo", "--out", out])
-    assert "give --model, --prompts and --helpfulness" in str(alone.exception)
+    assert "give --model, --prompts and --reward" in str(alone.exception)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "puna ppo runs in one process" in str(run(folder, "--out", out).exception)
     assert not Path(out).exists()
