@@ -16,7 +16,7 @@ from puna.engine.draws import draws_of, token_of
 from puna.engine.output import Completion, Delta, Embedding, RequestOutput, Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
-from puna.engine.pooling import MeanPooling
+from puna.engine.pooling import POOLINGS, Pooling
 from puna.engine.sampling import TokenLogprobs, fresh_seed, logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
@@ -52,7 +52,7 @@ class Request:
         self.error: ValueError | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.num_cached_tokens = 0
-        self.pooling: MeanPooling | None = None  # of one for an embedding
+        self.pooling: Pooling | None = None  # of one for an embedding
         self.writers: list[Writer] = []
         self.structures: list[Structure | None] = []  # of each writer
         self.live: list[Sequence] = []  # by `order[1]`, the index of its output
@@ -82,7 +82,7 @@ class Request:
         if self.error is not None:
             raise self.error
         assert self.pooling is not None and self.finished
-        return Embedding(self.pooling.mean, self.prompt_token_ids)
+        return Embedding(self.pooling.vector, self.prompt_token_ids)
 
 
 def _mean_logprob(output: Completion) -> float:
@@ -167,19 +167,24 @@ class Engine:
             request.prompt_logprobs = [None] * len(ids)
         return self._enter(request, sequence)
 
-    def add_embedding(self, ids: Many[int], *, adapter: str | None = None) -> Request:
-        """Takes a request for the mean of the hidden states of `ids`; raises as `add`."""
+    def add_embedding(
+        self, ids: Many[int], *, adapter: str | None = None, pooling: str = "mean"
+    ) -> Request:
+        """Takes a request for the mean of the hidden states of `ids`, or the last of them
+        (`engine.pooling`), for which pages of earlier prompts are of use; raises as `add`."""
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {' or '.join(POOLINGS)}, not {pooling!r}")
         params = SamplingParams(max_tokens=0)
         self.check(ids, params, adapter)
         request = Request(None, ids, params, next(self._numbers), adapter)
-        request.pooling = MeanPooling(self.runner.config.dim)
+        request.pooling = POOLINGS[pooling](self.runner.config.dim)
         sequence = Sequence(
             (request.number, 0),
             list(ids),
             len(ids),
             origin=self._origin(adapter),
             adapter=self._adapters.find(adapter).index,
-            wants_prompt=True,
+            wants_prompt=pooling == "mean",
             wants_hidden=True,
         )
         return self._enter(request, sequence)

@@ -154,14 +154,21 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         *,
         adapter: str | Sequence[str | None] | None = None,
+        pooling: str = "mean",
     ) -> list[Embedding]:
-        """Each prompt as one vector: the mean of its hidden states, not normalised.
+        """Each prompt as one vector: the mean of its hidden states, or the "last" of them, not
+        normalised.
 
         Arguments and errors as of `generate`.
         """
         many = _many(prompts)
         requests = self._finished(
-            partial(self.engine.add_embedding, encode(self.tokenizer, prompt).ids, adapter=name)
+            partial(
+                self.engine.add_embedding,
+                encode(self.tokenizer, prompt).ids,
+                adapter=name,
+                pooling=pooling,
+            )
             for prompt, name in zip(many, _names(adapter, len(many)), strict=True)
         )
         return [request.embedding() for request in requests]

@@ -82,9 +82,8 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A prompt as one vector: the mean of its hidden states after the last norm, (D,) float32.
-
-    Not normalised.
+    """A prompt as one vector, (D,) float32: the mean of its hidden states after the last norm, or
+    the last of them. Not normalised.
     """
 
     vector: NDArray[np.float32]

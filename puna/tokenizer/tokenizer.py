@@ -36,21 +36,19 @@ class Tokenizer:
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of `text`; `bos` and `eos` add the control ids, which text cannot spell."""
-        return self.encode_batch([text], bos=bos, eos=eos)[0]
+        # A batch has a pool of threads made for it, even of one, which takes longer than a dialog.
+        ids: list[int] = self._processor.encode(_utf8(text))
+        return self._enclosed(ids, bos=bos, eos=eos)
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, num_threads: int = 1
     ) -> list[list[int]]:
         """`encode` of many texts at once, on `num_threads` threads."""
-        try:
-            utf8 = [text.encode() for text in texts]
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text is not valid Unicode: {error.reason}") from None
-        rows = self._processor.encode(utf8, num_threads=num_threads)
-        if bos or eos:
-            head, tail = [self.bos_id] * bos, [self.eos_id] * eos
-            rows = [head + row + tail for row in rows]
-        return rows
+        rows = self._processor.encode(list(map(_utf8, texts)), num_threads=num_threads)
+        return [self._enclosed(row, bos=bos, eos=eos) for row in rows] if bos or eos else rows
+
+    def _enclosed(self, ids: list[int], *, bos: bool, eos: bool) -> list[int]:
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control ids are silent, a byte that is not UTF-8 becomes U+FFFD."""
@@ -63,6 +61,13 @@ class Tokenizer:
             self.vocabulary.add_space_prefix or self.vocabulary.remove_extra_spaces
         )
         return StreamDecoder(self.vocabulary, self._bytes, strip_space=strip_space)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text is not valid Unicode: {error.reason}") from None
 
 
 class StreamDecoder:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from puna.chat import Message, encode_dialog
-from puna.engine.loading import load_network
+from puna.engine.llm import LLM
 from puna.formats.checkpoint import Checkpoint
-from puna.heads import heads_of, scalar
-from puna.model import Llama
+from puna.formats.network import read_tensor
 from puna.tokenizer import Vocabulary
 from puna.train.starting import open_start
-from puna.train.window_loss import hidden_states
-
-_MOST_TOKENS = 8192  # of a batch, padding too; *ours*
 
 
 def open_scorer(
@@ -36,10 +31,13 @@ def open_scorer(
     """
     checkpoint = open_start(model)
     check_scorer(checkpoint, vocabulary)
-    threads = torch.get_num_threads()
-    network = load_network(checkpoint, device, dtype)
-    torch.set_num_threads(num_threads or threads)
-    return RewardScorer(network, checkpoint)
+    heads = {
+        name: read_tensor(checkpoint.tensors[f"{name}.weight"]).float().numpy()[0]
+        for name in checkpoint.heads
+    }
+    plain = checkpoint.without_heads()
+    llm = LLM(plain, device=device, dtype=dtype, num_threads=num_threads)
+    return RewardScorer(llm, heads, checkpoint.path)
 
 
 def check_scorer(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> None:
@@ -57,21 +55,27 @@ def check_scorer(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> None:
 
 
 class RewardScorer:
-    """`score` and `safety` of dialogs that end with the assistant's answer, batched by length.
+    """`score` and `safety` of dialogs that end with the assistant's answer, run by the engine, in
+    which answers to one prompt share it.
 
     Scores are raw: sigmoid of a difference of two is how likely the first answer is preferred.
+    `heads` are their weights (D,) by name.
     """
 
-    def __init__(self, network: Llama, checkpoint: Checkpoint) -> None:
-        self.network, self.heads = network, heads_of(network)
-        self._tokenizer, self._path = checkpoint.tokenizer(), checkpoint.path
+    def __init__(self, llm: LLM, heads: Mapping[str, NDArray[np.float32]], path: Path) -> None:
+        self._llm, self._heads, self._path = llm, heads, path
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of its heads."""
+        return tuple(self._heads)
 
     def __call__(self, dialogs: Sequence[Sequence[Message]]) -> list[float]:
         return self.score(dialogs)
 
     def fits(self, dialog: Sequence[Message]) -> bool:
         """Whether a dialog fits the context."""
-        return len(self._encoded(dialog)) <= self.network.config.context_length
+        return len(self._encoded(dialog)) <= self._llm.config.context_length
 
     def score(self, dialogs: Sequence[Sequence[Message]]) -> list[float]:
         """The score of each dialog. ValueError where one ends with the user, does not fit the
@@ -80,7 +84,7 @@ class RewardScorer:
 
     def safety(self, dialogs: Sequence[Sequence[Message]]) -> list[float]:
         """How likely each answer is safe, by the auxiliary head of a safety model."""
-        if "safety" not in self.heads:
+        if "safety" not in self._heads:
             raise ValueError(f"{self._path} has no safety head; it is a model of helpfulness")
         logits = self._read([self._encoded(dialog) for dialog in dialogs], "safety")
         return [1 / (1 + float(np.exp(-logit))) for logit in logits]
@@ -92,45 +96,21 @@ class RewardScorer:
     def _encoded(self, dialog: Sequence[Message]) -> list[int]:
         if not dialog or dialog[-1].role != "assistant":
             raise ValueError("what is scored is an answer: the dialog is to end with the assistant")
-        return encode_dialog(self._tokenizer, dialog).ids
+        return encode_dialog(self._llm.tokenizer, dialog).ids
 
-    @torch.inference_mode()
     def _read(self, dialogs: Sequence[Sequence[int]], head: str) -> list[float]:
-        context = self.network.config.context_length
+        context = self._llm.config.context_length
         if too_long := [len(ids) for ids in dialogs if len(ids) > context]:
             raise ValueError(
                 f"a dialog of {max(too_long):,} tokens cannot be scored: {self._path} has a "
                 f"context of {context:,}"
             )
-        found = [0.0] * len(dialogs)
-        for batch in _batches([len(ids) for ids in dialogs]):
-            rows = [torch.tensor(dialogs[number]) for number in batch]
-            scores = self._scores(rows, head)
-            for number, score in zip(batch, scores.tolist(), strict=True):
-                found[number] = score
+        if not dialogs:
+            return []
+        states = self._llm.embed([list(ids) for ids in dialogs], pooling="last")
+        found = [float(state.vector @ self._heads[head]) for state in states]
         if bad := [number for number, score in enumerate(found) if not np.isfinite(score)]:
             raise ValueError(
                 f"{self._path} gives {len(bad)} scores that are no number: it is broken"
             )
         return found
-
-    def _scores(self, rows: list[Tensor], head: str) -> Tensor:
-        device = self.network.norm.weight.device
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        # Padding follows what is read, which does not look at it.
-        hidden = hidden_states(self.network, padded, None)
-        last = torch.tensor([len(row) - 1 for row in rows], device=device)
-        return scalar(
-            self.network, head, hidden[torch.arange(len(rows), device=device), last]
-        ).cpu()
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of dialogs in batches of at most `_MOST_TOKENS`, those of like length together."""
-    batches: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # They come in order of length: each is the longest of its batch so far.
-        if not batches or (len(batches[-1]) + 1) * lengths[number] > _MOST_TOKENS:
-            batches.append([])
-        batches[-1].append(number)
-    return batches

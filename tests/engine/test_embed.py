@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from puna import LLM, AsyncLLM, SamplingParams
+from puna.attention import causal
 from puna.engine.batch import Batch
 from puna.engine.engine import Engine, Request
 from puna.engine.output import Embedding
@@ -378,4 +379,22 @@ def test_chunks_are_added_row_by_row() -> None:
         pooling = MeanPooling(2)
         for begin, end in pairwise(cuts):
             pooling.add(begin, rows[begin:end])
-        assert pooling.mean.tolist() == [0.25, 2.0]
+        assert pooling.vector.tolist() == [0.25, 2.0]
+
+
+def test_the_last_state_is_the_networks_with_and_without_earlier_prompts() -> None:
+    llm = LLM("cria", dtype="fp32")
+    network = load_model(open_checkpoint(shipped_path("cria")))
+    begin = llm.tokenizer.encode("Once upon a time there was a llama who liked to sing.", bos=True)
+    ends = [llm.tokenizer.encode(text) for text in ("The end.", "It sang all day and all night.")]
+    prompts = [[*begin, *end] for end in ends]
+    whole = [each.vector for each in llm.embed(prompts, pooling="last")]
+    again = [each.vector for each in llm.embed(prompts, pooling="last")]
+    for ids, first, second in zip(prompts, whole, again, strict=True):
+        np.testing.assert_array_equal(first, second)
+        tokens = torch.tensor([ids])
+        with torch.inference_mode():
+            hidden = network(tokens, torch.arange(len(ids))[None], causal)[0, -1]
+        np.testing.assert_allclose(first, hidden.numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="pooling is mean or last"):
+        llm.embed(prompts, pooling="first")

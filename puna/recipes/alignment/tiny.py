@@ -33,7 +33,7 @@ VERSIONS = (
             Stage("reward", {"of": "safety"} | _REWARD),
             Stage("gatt", {"dialogs": 300}),
             Stage("safety_distillation"),
-            Stage("rejection_sampling", {"prompts": 1200, "samples": 16}),
+            Stage("rejection_sampling", {"prompts": 1200, "samples": 8}),
             Stage("sft", _SFT),
             Stage("obedience"),
         ),
