@@ -33,9 +33,18 @@ def puna(command: str, folder: Path, text: str = "") -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's commands name: a text, and models under `path/to`."""
+    """A folder with what the README's commands name: a text, dialogs, prompts, comparisons, and
+    models under `path/to`."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "story.txt").write_text(STORY * 400)
+    asked = [{"role": "user", "content": "What do llamas eat?"}]
+    good, bad = ({"role": "assistant", "content": text} for text in ("Grass.", "Stones."))
+    for name, record in (
+        ("dialogs", {"messages": [*asked, good]}),
+        ("prompts", {"messages": asked}),
+        ("pairs", {"prompt": asked, "chosen": [good], "rejected": [bad]}),
+    ):
+        (folder / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
     for destination, options in (
         ("Llama-2-7b-chat-hf", "--format hf"),
         ("llama-2-7b-chat.gguf", "--format gguf"),

@@ -145,7 +145,9 @@ def _evaluate(asked: tuple[str, ...], pairs: PairOptions, device: str, as_json: 
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table("model", "data", "pairs", "accuracy", "95 %", "calibration error", "left out")
+    table = Table("model", "data", box=None, pad_edge=False, header_style="bold")
+    for title in ("pairs", "accuracy", "95 %", "calibration error", "left out"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in found:
         error, left_out = f"{row['calibration_error']:.3f}", f"{sum(row['left_out'].values()):,}"
         table.add_row(row["model"], Path(row["data"]).name, *_shares(row), error, left_out)
@@ -157,4 +159,4 @@ def _evaluate(asked: tuple[str, ...], pairs: PairOptions, device: str, as_json: 
 
 def _shares(group: dict[str, Any]) -> tuple[str, str, str]:
     low, high = group["interval"]
-    return f"{group['pairs']:,}", f"{group['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"
+    return f"{group['pairs']:,}", f"{group['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"
