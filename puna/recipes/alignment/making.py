@@ -48,17 +48,31 @@ def ask(context: Context, max_tokens: int) -> Asked:
     return Asked(engine_sampler(llm, max_tokens=max_tokens), has_room, identity)
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How a stage has prompts answered, and how many of them (0: all)."""
+
+    temperature: float = 1.0
+    max_tokens: int = 96
+    prompts: int = 0
+
+
+def _learned(context: Context, counts: Values, examples: Path) -> tuple[State, Values]:
+    """The state with these examples, if there are any, for fine-tuning."""
+    state = context.state
+    if counts["examples"]:
+        state = state.replaced(extra=(*state.extra, str(examples)))
+    return state, counts
+
+
 # ---- comparisons
 
 
 @dataclass(frozen=True, slots=True)
-class PreferencesOptions:
-    """Answers a prompt of which the best and the worst are compared, and prompts (0: all)."""
+class PreferencesOptions(Answering):
+    """`samples` answers to a prompt, the best and the worst of which are compared."""
 
     samples: int = 4
-    temperature: float = 1.0
-    max_tokens: int = 96
-    prompts: int = 0
 
 
 def preferences(context: Context, options: PreferencesOptions) -> tuple[State, Values]:
@@ -103,13 +117,10 @@ def preferences(context: Context, options: PreferencesOptions) -> tuple[State, V
 
 
 @dataclass(frozen=True, slots=True)
-class RejectionOptions:
+class RejectionOptions(Answering):
     """The paper: 10 to 100 samples at 1.2 to 1.3; a small model needs it cooler (*ours*)."""
 
     samples: int = 16
-    temperature: float = 1.0
-    max_tokens: int = 96
-    prompts: int = 0
 
 
 def rejection(context: Context, options: RejectionOptions) -> tuple[State, Values]:
@@ -177,10 +188,8 @@ def ghost_attention(context: Context, options: GattOptions) -> tuple[State, Valu
             advance=advance,
         )
     counts = gatt.write_examples(dialogs, tasks, examples, only_obeying=True)
-    state = context.state
-    if counts["examples"]:
-        state = state.replaced(extra=(*state.extra, str(examples)))
-    return state, {"dialogs": counts["dialogs"], "examples": counts["examples"]}
+    told = {"dialogs": counts["dialogs"], "examples": counts["examples"]}
+    return _learned(context, told, examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +227,9 @@ def measure_obedience(context: Context, options: ObedienceOptions) -> tuple[Stat
 
 
 @dataclass(frozen=True, slots=True)
-class DistillationOptions:
+class DistillationOptions(Answering):
     temperature: float = 0.7
     max_tokens: int = 64
-    prompts: int = 0
 
 
 def distillation(context: Context, options: DistillationOptions) -> tuple[State, Values]:
@@ -245,10 +253,8 @@ def distillation(context: Context, options: DistillationOptions) -> tuple[State,
             advance=advance,
         )
     counts = context_distillation.write_examples(distilled, examples)
-    state = context.state
-    if counts["examples"]:
-        state = state.replaced(extra=(*state.extra, str(examples)))
-    return state, {"prompts": counts["prompts"], "examples": counts["examples"]}
+    told = {"prompts": counts["prompts"], "examples": counts["examples"]}
+    return _learned(context, told, examples)
 
 
 def _instructions(context: Context) -> list[Instruction]:
