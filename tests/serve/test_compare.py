@@ -157,6 +157,26 @@ def test_a_damaged_batch_is_named_and_nothing_is_added(folder: Path) -> None:
         Batches(folder, 2)
 
 
+def test_what_an_answer_may_hold_does_not_spoil_a_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"annotator": "ana", "prompt": [], "id": "1", "chosen": "one\u2028two\x85three"}
+    batches = Batches(folder, 9)
+    batches.add(record)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            batches.add(record | {"id": "2"})
+    assert batches.total == 1
+    batches.add(record | {"id": "3"})
+    again = Batches(folder, 9)
+    assert again.total == 2 and again.remove_last("3") and not again.remove_last("2")
+
+
 def test_equal_answers_are_no_pair() -> None:
     async def draw() -> None:
         async with AsyncLLM("cria") as llm:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from puna.data.prompts import read_prompts, read_user_turns
+from puna.data.text import records
 from puna.engine.llm import LLM
 from puna.evaluate.wilson import wilson
 from puna.formats.files import atomic_file
@@ -99,7 +100,7 @@ def preferences(context: Context, options: PreferencesOptions) -> tuple[State, V
     with context.console.counting("Comparing", len(tasks)) as advance:
         settings = asked.identity | {"samples": options.samples, "seed": context.seed}
         resumable(answered, settings, list(enumerate(tasks)), work, chunk=16, advance=advance)
-    found = [pair for pair in (json.loads(line)["pair"] for line in _lines(answered)) if pair]
+    found = [record["pair"] for record in records(answered) if record["pair"]]
     by_use: dict[bool, list[Values]] = {False: [], True: []}
     for each in found:
         by_use[each["is_safety"]].append(each)
@@ -278,10 +279,6 @@ def _some(items: Sequence[_T], count: int, seed: int) -> list[_T]:
     mixed = list(items)
     random.Random(seed).shuffle(mixed)
     return mixed[:count] if count else mixed
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _write(path: Path, rows: Sequence[Values]) -> None:

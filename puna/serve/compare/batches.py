@@ -54,9 +54,14 @@ class Batches:
             self._number, self.in_batch = self._number + 1, 0
         line = json.dumps(record, ensure_ascii=False) + "\n"
         with open(self.path, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            end = file.tell()
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, end)  # half a line would spoil the next one too
+                raise
         self.in_batch += 1
         self.total += 1
         self._judged.add(_key(record["annotator"], record["prompt"]))
@@ -83,11 +88,12 @@ class Batches:
 
     def _records(self) -> Iterator[tuple[int, Record]]:
         for number in self._numbers():
-            for place, line in enumerate(self._path(number).read_text().splitlines(), 1):
+            # Lines of bytes: a text has other ends of lines, which may stand in an answer.
+            for place, line in enumerate(self._path(number).read_bytes().splitlines(), 1):
                 where = f"{self._path(number)}, line {place}"
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError:
+                except ValueError:
                     raise ValueError(f"{where} is no JSON; mend or remove it") from None
                 if not isinstance(record, dict) or {"annotator", "prompt"} - record.keys():
                     raise ValueError(f"{where} is no comparison that was collected here")
