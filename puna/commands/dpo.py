@@ -13,6 +13,7 @@ from puna.commands.progress import bar
 from puna.commands.ranks import is_first, said_once
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
+from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.tokenizer import Vocabulary
@@ -38,9 +39,9 @@ def dpo(options: TrainOptions, pairs: PairOptions, beta: float, as_json: bool) -
     """
     from puna.train.dpo import DPOConfig, load_reference, with_reference
     from puna.train.dpo import dpo as train
-    from puna.train.pair_data import steps_for
     from puna.train.preference_plots import draw_preferences
     from puna.train.reward import prepare
+    from puna.train.schedule import steps_for
 
     run = train_run(options, DPOConfig, train, "puna chat", draw=draw_preferences)
     if options.resume:
@@ -51,7 +52,8 @@ def dpo(options: TrainOptions, pairs: PairOptions, beta: float, as_json: bool) -
 
     def resolved() -> tuple[DPOConfig, PairData, Vocabulary]:
         start, where, found = read_from(pairs, options.seed)
-        batch_size = pairs.batch_size(options, found, _BATCH)
+        start.check_speaks()
+        batch_size = pairs.batch_size(options, found, _BATCH, Layout.parse(run.parallel))
         steps = steps_for(pairs.epochs, len(found.trained), batch_size)
         config = DPOConfig(
             start.config,

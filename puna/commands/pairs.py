@@ -17,6 +17,7 @@ from puna.commands.progress import bar
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions
 from puna.data.preferences import FORMS
+from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.formats import Checkpoint
@@ -43,9 +44,12 @@ class PairOptions:
         if self.held_out is not None and self.held_out_data:
             raise ValueError("--held-out-data is evaluated on; leave out --held-out")
 
-    def batch_size(self, options: TrainOptions, found: PairData, usual: int) -> int:
-        """What was said, or the usual, or all pairs; ValueError where there are fewer."""
-        size = options.batch_size or min(usual, len(found.trained))
+    def batch_size(self, options: TrainOptions, found: PairData, usual: int, layout: Layout) -> int:
+        """What was said, or the usual, or as many pairs as there are, so that all ranks have a
+        share; ValueError where there are fewer."""
+        size, ranks = options.batch_size, layout.num_data_ranks
+        if size is None:
+            size = max(ranks, min(usual, len(found.trained)) // ranks * ranks)
         if size > len(found.trained):
             raise ValueError(
                 f"there are {len(found.trained):,} pairs to train on; a batch of {size:,} needs "

@@ -121,6 +121,7 @@ def ppo(
     if out.exists():
         raise ValueError(f"{out} exists already; give --resume to go on with it")
     start = open_start(locate(model))
+    start.check_speaks()
     config = PPOConfig(
         start.config,
         ppo_settings(

@@ -22,6 +22,7 @@ from puna.commands.ranks import is_first, said_once
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
 from puna.data.preference_mix import MIXES
+from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.tokenizer import Vocabulary
@@ -76,10 +77,10 @@ def reward(
     if asked:
         _evaluate(asked, pairs, options.device, as_json)
         return
-    from puna.train.pair_data import steps_for
     from puna.train.preference_plots import draw_preferences
     from puna.train.reward import RewardConfig, prepare, warmup_steps
     from puna.train.reward import reward as train
+    from puna.train.schedule import steps_for
 
     tell = f"puna reward {' '.join(map(str, pairs.data)) or 'DATA'}"
     run = train_run(options, RewardConfig, train, tell, draw=draw_preferences)
@@ -91,7 +92,7 @@ def reward(
 
     def resolved() -> tuple[RewardConfig, PairData, Vocabulary]:
         start, where, found = read_from(pairs, options.seed, kind=kind, other_paths=other)
-        batch_size = pairs.batch_size(options, found, _BATCH)
+        batch_size = pairs.batch_size(options, found, _BATCH, Layout.parse(run.parallel))
         steps = steps_for(pairs.epochs, len(found.trained), batch_size)
         settings = options.settings(steps, run.parallel)
         if options.warmup_steps is None:

@@ -66,7 +66,8 @@ def sft(
     --resume goes on to the identical losses, with another --parallel or --micro-batch-size if
     asked. --json is for --dry-run.
     """
-    from puna.train.sft import SFTConfig, num_windows, prepare, read_data, steps_for
+    from puna.train.schedule import steps_for
+    from puna.train.sft import SFTConfig, num_windows, prepare, read_data
     from puna.train.sft import sft as train
     from puna.train.starting import open_start
 
@@ -83,7 +84,8 @@ def sft(
     def resolved() -> tuple[SFTConfig, Data, Vocabulary]:
         path = locate(model)
         start = open_start(path)
-        length = context_length or start.config.context_length
+        start.check_speaks()
+        length = start.config.context_length if context_length is None else context_length
         with bar("Encoding", total=None) as advance:
             found = read_data(
                 data,
@@ -97,7 +99,9 @@ def sft(
             )
         assert start.vocabulary is not None  # open_start saw to it
         windows = num_windows(found, length)
-        batch_size = options.batch_size or _usual_batch(windows, Layout.parse(run.parallel))
+        batch_size = options.batch_size
+        if batch_size is None:
+            batch_size = _usual_batch(windows, Layout.parse(run.parallel))
         if batch_size > windows:
             raise ValueError(
                 f"the dialogs fill {windows} windows of {length} tokens; a batch of {batch_size} "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from puna.chat import TAGS, EncodedDialog, Message, encode_dialog, fit
 from puna.data.instructions import Dialog
+from puna.data.text import is_broken
 from puna.tokenizer import Tokenizer
 
 TOO_LONG = ("skip", "drop-turns")  # what happens to a dialog that is too long
@@ -170,18 +171,9 @@ def _objection(dialog: Dialog) -> str | None:
     texts = [message.content for message in dialog.messages]
     if any(tag in text for tag in TAGS for text in texts):
         return "skipped: a message forges a tag of the chat format"
-    if any(_is_broken(text) for text in texts):
+    if any(is_broken(text) for text in texts):
         return "skipped: a message is no Unicode text"
     return None
-
-
-def _is_broken(text: str) -> bool:
-    """Whether there is half of a surrogate pair, as JSON can say."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _shortened(

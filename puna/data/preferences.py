@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.chat import TAGS, Message
-from puna.data.text import records
+from puna.data.text import is_broken, records
 
 # How much better the chosen answer is (Llama 2, section 3.2.1); the last also means "unsure".
 RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
@@ -23,6 +23,7 @@ TIE, EQUAL, EMPTY = "ties", "equal answers", "empty answers"
 APART = "dialogs that differ before the last answer"
 TURNS = "dialogs whose turns are out of order"
 TAGGED = "texts with a tag of the chat format"
+BROKEN = "texts that are no Unicode"
 UNSAFE = "unsafe answers preferred to safe ones"
 
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -151,6 +152,8 @@ def _checked(found: Comparison | UnusableError) -> Comparison:
     texts = [*(each.content for each in found.prompt), found.chosen, found.rejected]
     if any(tag in text for tag in TAGS for text in texts):
         raise UnusableError(TAGGED)
+    if any(map(is_broken, texts)):
+        raise UnusableError(BROKEN)
     if found.chosen_safe is False and found.rejected_safe:
         raise UnusableError(UNSAFE)  # as the paper leaves them out (section 3.2.1)
     return found
@@ -235,7 +238,10 @@ def _qa_feedback(record: Record, *, passages: bool = False) -> Iterator[Comparis
     if not isinstance(votes, list) or len(votes) != len(pairs):
         raise ValueError(f"preference is no list of {len(pairs)} votes")
     if passages:
-        question = "\n\n".join([*map("\n".join, record["passages"]), question])
+        read = record["passages"]
+        if not isinstance(read, list) or not all(_is_texts(each) for each in read):
+            raise ValueError("passages is no list of lists of texts")
+        question = "\n\n".join([*map("\n".join, read), question])
     for answers_of_pair, vote in zip(pairs, votes, strict=True):
         yield _voted(question, answers_of_pair, _vote(vote))
 
@@ -267,6 +273,10 @@ def _text(record: Record, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key} is no text")
     return value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _vote(value: Any) -> int:

@@ -55,6 +55,15 @@ def numbered_records(path: Path) -> Iterator[tuple[int, Any]]:
                 raise ValueError(f"{path}, line {number}: not valid JSON") from None
 
 
+def is_broken(text: str) -> bool:
+    """Whether there is half of a surrogate pair, as JSON can say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _text_fields(path: Path) -> Iterator[str]:
     for number, record in enumerate(records(path), start=1):
         text = record.get("text") if isinstance(record, dict) else None

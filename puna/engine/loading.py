@@ -72,6 +72,7 @@ def load_runner(
     the process when the first ends. Raises ValueError, before reading weights, for what does not
     fit.
     """
+    checkpoint.check_speaks()
     if device.startswith("cuda") or tensor_parallel:
         if kv_dtype != "auto":
             raise ValueError(

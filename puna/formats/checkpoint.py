@@ -147,6 +147,14 @@ class Checkpoint:
         """The scalar heads that it has (`config.HEADS`)."""
         return tuple(head for head in HEADS if f"{head}.weight" in self.tensors)
 
+    def check_speaks(self) -> None:
+        """ValueError for a reward model: it was trained without a head for the next token."""
+        if "score" in self.heads:
+            raise ValueError(
+                f"{self.path} is a reward model: it scores answers and gives none; take the model "
+                "that it began from"
+            )
+
     def without_heads(self) -> Checkpoint:
         """The same without its scalar heads."""
         shapes = self.config.tensor_shapes()

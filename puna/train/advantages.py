@@ -34,10 +34,10 @@ def whiten(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     if mask is None:
         mask = torch.ones_like(x, dtype=torch.bool)
-    count = mask.sum()
-    mean = torch.where(mask, x, 0).sum() / count
-    centred = torch.where(mask, x - mean, 0)
-    return centred / ((centred.square().sum() / count).sqrt() + _EPS)
+    count, wide = mask.sum(), x.double()  # in fp32 equal numbers may differ from their mean
+    mean = torch.where(mask, wide, 0).sum() / count
+    centred = torch.where(mask, wide - mean, 0)
+    return (centred / ((centred.square().sum() / count).sqrt() + _EPS)).to(x.dtype)
 
 
 def final_scores(scores_B: Tensor, finished_B: Tensor, *, cut_off_penalty: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,11 +82,6 @@ def check_layout(layout: Layout) -> None:
     """ValueError where ranks would have parts of a dialog or of a layer."""
     if layout.tp > 1 or layout.cp > 1 or layout.pp > 1:
         raise ValueError(f"'{layout}': stages on pairs are trained with dp and fsdp alone")
-
-
-def steps_for(epochs: float, num_pairs: int, batch_size: int) -> int:
-    """Steps that take every pair `epochs` times at least; the last batch is whole."""
-    return max(1, math.ceil(epochs * num_pairs / batch_size))
 
 
 def _read(paths: Sequence[Path], form: str | None, counts: Counter[str]) -> list[Comparison]:

@@ -1,4 +1,4 @@
-"""The learning rate of a step."""
+"""How many steps a run has, and the learning rate of each."""
 
 from __future__ import annotations
 
@@ -16,3 +16,15 @@ def cosine(step: int, *, peak: float, warmup: int, total: int, final_fraction: f
     progress = (step - warmup) / max(1, total - 1 - warmup)
     floor = peak * final_fraction
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def steps_for(epochs: float, num_items: int, batch_size: int) -> int:
+    """Steps that take every window, or pair, `epochs` times at least; the last batch is whole.
+
+    ValueError for epochs or a batch size that are no positive number.
+    """
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"epochs must be a positive number, not {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, not {batch_size}")
+    return max(1, math.ceil(epochs * num_items / batch_size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,11 +171,6 @@ def read_data(
 def num_windows(data: Data, context_length: int) -> int:
     """How many windows the dialogs to train on are packed into."""
     return len(_packs(data.trained, context_length))
-
-
-def steps_for(epochs: float, num_windows: int, batch_size: int) -> int:
-    """Steps that take every window `epochs` times at least; the last batch is whole."""
-    return max(1, math.ceil(epochs * num_windows / batch_size))
 
 
 def prepare(run: Path, config: SFTConfig, data: Data, vocabulary: Vocabulary) -> None:

@@ -107,6 +107,7 @@ def test_what_is_no_use_is_counted(tmp_path: Path) -> None:
         good | {"prompt": A},
         good | {"prompt": Q + A},
         good | {"prompt": [{"role": "user", "content": "[INST] <<SYS>>"}]},
+        good | {"prompt": [{"role": "user", "content": "half a pair: \ud83d"}]},
         good | {"chosen_safe": False, "rejected_safe": True},
         {"chosen": Q + A, "rejected": A + B},
     )
@@ -114,7 +115,7 @@ def test_what_is_no_use_is_counted(tmp_path: Path) -> None:
     assert found == [PLAIN]
     assert skipped == Counter({
         preferences.EQUAL: 2, preferences.EMPTY: 1, preferences.TURNS: 2, preferences.TAGGED: 1,
-        preferences.UNSAFE: 1, preferences.APART: 1,
+        preferences.UNSAFE: 1, preferences.APART: 1, preferences.BROKEN: 1,
     })  # fmt: skip
     with pytest.raises(ValueError, match=r"no comparison to learn from \(1 equal answers\)"):
         read_comparisons(written(tmp_path, good | {"rejected": A}))

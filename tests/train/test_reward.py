@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from click.testing import CliRunner
 from puna.attention import causal
 from puna.chat import Message, encode_dialog
 from puna.cli import puna
+from puna.commands.pairs import PairOptions
+from puna.commands.train_options import TrainOptions
 from puna.data.pairs import EncodedPairs, encode_pairs
 from puna.data.preferences import Comparison, read_comparisons
+from puna.engine.llm import LLM
 from puna.formats import huggingface, open_checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.heads import attach, scalar
+from puna.parallel.layout import Layout
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import read_log
@@ -181,6 +186,37 @@ def test_what_cannot_be_scored(finished: Path, tmp_path: Path, vocabulary: Vocab
         broken.score([[ask, answer]] * 2)
     with pytest.raises(ValueError, match="has no safety head; it is a model of helpfulness"):
         broken.safety([[ask, answer]])
+
+
+def test_a_reward_model_does_not_speak(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a reward model: it scores answers and gives none"):
+        LLM(finished)
+    pairs, prompts = write_pairs(tmp_path / "a.jsonl", 20), tmp_path / "prompts.jsonl"
+    prompts.write_text('{"messages": [{"role": "user", "content": "A story?"}]}\n')
+    dialogs = tmp_path / "dialogs.jsonl"
+    dialogs.write_text('{"prompt": "A story?", "response": "The old llama."}\n')
+    start, out = ["--model", str(finished)], ["--out", str(tmp_path / "run")]
+    ppo = ["ppo", "--prompts", str(prompts), "--reward", str(finished)]
+    for command in (["dpo", str(pairs)], ["sft", str(dialogs)], ppo):
+        done = CliRunner().invoke(puna, [*command, *start, *out])
+        assert "is a reward model" in str(done.exception) and not (tmp_path / "run").exists()
+
+
+def test_a_usual_batch_of_pairs_divides_over_the_ranks(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    found = read_pairs(
+        [write_pairs(tmp_path / "a.jsonl", 13)], tokenizer, max_tokens=96, seed=0, num_held_out=0
+    )
+    pairs = PairOptions((), "", None, 1, None, None, ())
+    sizes = {layout: Layout.parse(layout) for layout in ("", "fsdp=2", "dp=2 fsdp=3")}
+    nothing_said = cast(TrainOptions, SimpleNamespace(batch_size=None))
+    assert [pairs.batch_size(nothing_said, found, 512, each) for each in sizes.values()] == [
+        13, 12, 12,
+    ]  # fmt: skip
+    assert pairs.batch_size(nothing_said, found, 8, sizes["fsdp=2"]) == 8
+    none = cast(TrainOptions, SimpleNamespace(batch_size=0))
+    assert pairs.batch_size(none, found, 512, sizes[""]) == 0  # which the config refuses
 
 
 def test_configs_that_cannot_be() -> None:

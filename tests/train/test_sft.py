@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -26,7 +27,8 @@ from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import Record, read_log
 from puna.train.pretrain import pretrain
-from puna.train.sft import read_data, run_config, sft, steps_for
+from puna.train.schedule import steps_for
+from puna.train.sft import read_data, run_config, sft
 from tests.train.runs import losses, weights
 from tests.train.sft_runs import new_run, write_dialogs
 
@@ -167,6 +169,9 @@ def test_steps_of_epochs() -> None:
     assert steps_for(2, 100, 64) == 4  # 3.125, and the last batch is whole
     assert steps_for(0.5, 128, 64) == 1
     assert steps_for(0.01, 10, 5) == 1
+    for epochs, batch_size in ((math.nan, 5), (math.inf, 5), (0, 5), (1, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            steps_for(epochs, 10, batch_size)
 
 
 @pytest.mark.parametrize(

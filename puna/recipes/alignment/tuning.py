@@ -17,7 +17,6 @@ from puna.train.early_stopping import evaluations
 from puna.train.log import read_log
 from puna.train.loop import Settings
 from puna.train.pair_data import read_pairs
-from puna.train.pair_data import steps_for as pair_steps
 from puna.train.plot import plot_loss
 from puna.train.ppo import ppo
 from puna.train.ppo_config import PPOConfig, ppo_settings, usual_beta, weights_digest
@@ -26,8 +25,9 @@ from puna.train.ppo_plot import plot_ppo
 from puna.train.preference_plots import draw_preferences
 from puna.train.reward import RewardConfig, warmup_steps
 from puna.train.run_config import read_config
+from puna.train.schedule import steps_for
 from puna.train.scores import Scorers
-from puna.train.sft import SFTConfig, num_windows, prepare, read_data, run_config, sft, steps_for
+from puna.train.sft import SFTConfig, num_windows, prepare, read_data, run_config, sft
 from puna.train.starting import open_start
 
 
@@ -165,7 +165,7 @@ def reward_model(context: Context, options: RewardOptions) -> tuple[State, Value
                 on_pair=advance,
             )
         batch_size = min(options.batch_size, len(found.trained))
-        steps = pair_steps(options.epochs, len(found.trained), batch_size)
+        steps = steps_for(options.epochs, len(found.trained), batch_size)
         settings = replace(options.settings(steps), warmup_steps=warmup_steps(steps))
         assert start.vocabulary is not None  # open_start saw to it
         reward.prepare(

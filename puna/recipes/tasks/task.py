@@ -114,8 +114,8 @@ def _task(row: Any, where: str) -> Task:
             raise ValueError(f"{where}: no requirement {each.name!r}; known are {known}")
         try:
             inspect.signature(REQUIREMENTS[each.name]).bind("", **each.arguments)
-            each.met("")
-        except (TypeError, AttributeError):
+            each.met("A word.")
+        except (TypeError, AttributeError, ValueError):
             raise ValueError(f"{where}: wrong arguments for {each.name!r}") from None
     return Task(messages=messages, requirements=requirements, **texts, **flags)
 

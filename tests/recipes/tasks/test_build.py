@@ -212,6 +212,7 @@ def test_tasks_come_back_from_their_file(tasks: list[Task], built: Path) -> None
         ({"requirements": [["wins", {}]]}, "no requirement 'wins'"),
         ({"requirements": [["ends", {}]]}, "wrong arguments for 'ends'"),
         ({"requirements": [["ends", {"phrase": 3}]]}, "wrong arguments for 'ends'"),
+        ({"requirements": [["states", {"right": []}]]}, "wrong arguments for 'states'"),
     ],
 )
 def test_damaged_tasks_are_refused(
