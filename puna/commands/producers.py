@@ -215,6 +215,8 @@ def report(out: Path, values: dict[str, Any], *, as_json: bool, shown: str | Non
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
