@@ -190,10 +190,13 @@ def dialogs_digest(dialogs: Sequence[Any]) -> str:
 
 
 def begin(out: Path) -> None:
-    """The folder of `--out`, made or gone on with."""
+    """The folder of `--out`, made or gone on with. ValueError for one that holds other things."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give the name of a folder")
     out.mkdir(parents=True, exist_ok=True)
+    others = sorted(each.name for each in out.iterdir() if not each.name.startswith("."))
+    if others and not any(out.glob("*.settings.json")):
+        raise ValueError(f"{out} holds other things ({others[0]}); give another folder")
 
 
 def write_json(path: Path, values: Any) -> None:

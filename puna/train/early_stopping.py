@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from puna.formats.run_folder import steps_saved
 from puna.train.log import Record, read_log
 
 HELD_OUT = "held_out_reward"  # of a record
@@ -33,9 +34,13 @@ def evaluations(run: Path, last: float = math.inf) -> list[tuple[int, float]]:
 
 
 def best_step(run: Path) -> int | None:
-    """The step after which the reward on held-out prompts was highest; None where none were held
-    out. Its checkpoint is there as long as `ppo_config.ppo_settings` has its way."""
-    found = evaluations(run)
+    """The step after which the reward on held-out prompts was highest, of those whose checkpoint is
+    there and the start, 0; None where none were held out.
+
+    `ppo_config.ppo_settings` keeps enough of them, unless `patience` is 0 or stops saved more.
+    """
+    kept = {0, *steps_saved(run)}
+    found = [(step, reward) for step, reward in evaluations(run) if step in kept]
     return found[best_evaluation([reward for _, reward in found])][0] if found else None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from puna.formats.files import atomic_file
 from puna.formats.json_text import read_json
@@ -28,16 +29,17 @@ def resumable(
 
     `work` gets the same chunks whether or not the run was broken off, so where its result depends
     on them alone, so does the file. `settings` (JSON) say what else it depends on; they are kept
-    beside the file, which other settings do not continue: ValueError. `advance` is called for each
-    record, at once for those that are there.
+    beside the file, which other settings do not continue: ValueError, as where another process is
+    at work on it. `advance` is called for each record, at once for those that are there.
     """
     if chunk < 1:
         raise ValueError(f"a chunk is 1 item or more, not {chunk}")
     _check_settings(path, settings | {"items": len(items), "chunk": chunk})
-    done = _keep_whole_chunks(path, chunk, len(items))
-    for _ in range(done):
-        advance()
     with open(path, "ab") as file:
+        _lock(file, path)
+        done = _keep_whole_chunks(path, chunk, len(items))
+        for _ in range(done):
+            advance()
         for start in range(done, len(items), chunk):
             part = items[start : start + chunk]
             found = work(part)
@@ -49,6 +51,14 @@ def resumable(
             os.fsync(file.fileno())
             for _ in part:
                 advance()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """ValueError where another process appends to the file; the lock ends with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process is at work on {path}; wait for it") from None
 
 
 def _check_settings(path: Path, settings: Record) -> None:
@@ -72,8 +82,6 @@ def _check_settings(path: Path, settings: Record) -> None:
 
 def _keep_whole_chunks(path: Path, chunk: int, count: int) -> int:
     """Cuts off what a kill left of a chunk; the number of records that stay."""
-    if not path.exists():
-        return 0
     ends, at = [0], 0
     with open(path, "rb") as file:
         for line in file:

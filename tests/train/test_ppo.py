@@ -354,6 +354,22 @@ def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path, killed_af
     assert calls == before and begun == [4]
 
 
+def test_the_best_is_one_whose_checkpoint_is_there(tmp_path: Path, start: Path) -> None:
+    # Its second evaluation is the best of four; two checkpoints are kept.
+    scores = iter([0.0, 1.0, 3.0, 2.0, 1.0])
+
+    def scorer(dialogs: Sequence[Dialog]) -> list[float]:
+        return [next(scores) if len(dialogs) == 4 else 0.0] * len(dialogs)
+
+    run = new_run(tmp_path / "run", start, iterations=4, evaluate_every=1, patience=0)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["keep_checkpoints"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    assert ppo(run, Scorers(scorer))
+    assert dict(evaluations(run)) == {0: 0.0, 2: 1.0, 4: 3.0, 6: 2.0, 8: 1.0}
+    assert best_step(run) == 6 and checkpoint_path(run, 6).is_dir()
+
+
 def test_prompts_that_are_too_long_are_left_out(tmp_path: Path, start: Path) -> None:
     checkpoint = open_checkpoint(start)
     long = Prompt((Message("user", "a long question " * 9),))

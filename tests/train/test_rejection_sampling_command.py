@@ -124,6 +124,7 @@ def test_what_is_refused(
     assert refused("give one", more=("--temperature", "1", "--temperatures", "1,2"))
     assert refused("commas between", more=("--temperatures", "1;2"))
     assert refused("no winners.jsonl", more=("--pool", tmp_path))
+    assert refused("holds other things (prompts.jsonl)", more=("--out", tmp_path))
     assert refused("none of 4 prompts", more=("--max-tokens", "9999"))
     assert refused("no score head", reward="cria")
     network = random_model(small_config(vocab_size=420))

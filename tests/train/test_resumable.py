@@ -67,3 +67,15 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         resumable(tmp_path / "a.jsonl", {}, [1], work_on([]), chunk=0)
     with pytest.raises(ValueError, match="0 records were made of 1 items"):
         resumable(tmp_path / "a.jsonl", {}, [1], lambda items: [], chunk=1)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def twice(items: Sequence[int]) -> Records:
+        with pytest.raises(ValueError, match=r"another process is at work on .*a\.jsonl"):
+            resumable(path, {}, [1, 2], twice, chunk=1)
+        return [{"item": item} for item in items]
+
+    resumable(path, {}, [1, 2], twice, chunk=1)
+    assert len(path.read_text().splitlines()) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -93,10 +94,33 @@ class Kind:
             raise ValueError(
                 f"stage {stage.kind} has no option {', '.join(unknown)}; it has {', '.join(known)}"
             )
+        for each in dataclasses.fields(self.options):
+            if each.name in stage.options:
+                _check_option(stage.kind, each.name, str(each.type), stage.options[each.name])
         try:
             return self.options(**stage.options)
         except TypeError as error:
             raise ValueError(f"stage {stage.kind}: {error}") from None
+
+
+# Annotations of options -> what a recipe may say, and how that is called.
+_TYPES: dict[str, tuple[tuple[type[Any], ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+}
+_MAY_BE_0 = frozenset({"prompts", "patience", "held_out", "temperature", "warmup_steps", "beta"})
+
+
+def _check_option(kind: str, name: str, annotation: str, value: Any) -> None:
+    """ValueError where a value is of another type than its option, or a number that is too low."""
+    types, called = _TYPES[annotation.removesuffix(" | None")]
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise ValueError(f"stage {kind}: {name} is {called}, not {value!r}")
+    if types == (str,) or 0 < float(value) < math.inf or (value == 0 and name in _MAY_BE_0):
+        return
+    least = "0 or more" if name in _MAY_BE_0 else "positive"
+    raise ValueError(f"stage {kind}: {name} must be {least}, not {value}")
 
 
 @dataclass(frozen=True, slots=True)

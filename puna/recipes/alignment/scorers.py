@@ -11,43 +11,49 @@ from puna.recipes.alignment.loop import Context, State
 from puna.recipes.tasks.task import Task
 from puna.train.judging import switched_scorer
 from puna.train.sampling import Dialog, Scorer
+from puna.train.scores import by_beginning
 from puna.train.scoring import open_scorer
 from puna.train.starting import open_start
 
 Key = tuple[Message, ...]
 
 
-def known_scorers(state: State) -> dict[str, Scorer]:
-    """Those that there are, by name. ValueError where one is of another vocabulary."""
-    paths = {"helpfulness": state.helpfulness, "safety": state.safety}
+NAMES = ("helpfulness", "safety")
+
+
+def known_scorers(state: State, *names: str) -> dict[str, Scorer]:
+    """Those of these names (of all, without any) that there are, by name. An answer that does not
+    fit one's context is scored by its beginning. ValueError where one is of another vocabulary."""
     vocabulary = open_start(state.policy).vocabulary
-    return {
-        name: open_scorer(path, vocabulary=vocabulary)
-        for name, path in paths.items()
-        if path is not None
-    }
+    found = {}
+    for name in names or NAMES:
+        path = getattr(state, name)
+        if path is not None:
+            scorer = open_scorer(path, vocabulary=vocabulary)
+            found[name] = by_beginning(scorer, scorer.fits)
+    return found
 
 
 def needed_scorers(context: Context, *names: str) -> list[Scorer]:
     """These; ValueError where no stage before has trained one."""
-    known = known_scorers(context.state)
-    if missing := [name for name in names if name not in known]:
+    if missing := [name for name in names if getattr(context.state, name) is None]:
         raise ValueError(
             f"{context.folder.name} needs a reward model of {' and '.join(missing)}: put the stage "
             f"{{ kind = 'reward', of = '{missing[0]}' }} before it"
         )
+    known = known_scorers(context.state, *names)
     return [known[name] for name in names]
 
 
 def counted_scorer(context: Context, prompts: Sequence[Prompt]) -> Scorer:
     """What rejection sampling picks by: Helpfulness', and where there is a Safety model, by the
     paper's switch (`train.judging`)."""
-    known = known_scorers(context.state)
     (helpfulness,) = needed_scorers(context, "helpfulness")
-    if "safety" not in known:
+    safety = known_scorers(context.state, "safety").get("safety")
+    if safety is None:
         return helpfulness
     provoking = {prompt.messages for prompt in prompts if prompt.is_safety}
-    return switched_scorer(helpfulness, known["safety"], lambda dialog: tuple(dialog) in provoking)
+    return switched_scorer(helpfulness, safety, lambda dialog: tuple(dialog) in provoking)
 
 
 @dataclass(frozen=True, slots=True)

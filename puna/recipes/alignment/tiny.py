@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from puna.data.text import records
+from puna.formats.files import atomic_file
 from puna.recipes.alignment.config import AlignConfig, Data, Stage, Version
 from puna.recipes.tasks.build import build
 from puna.recipes.tasks.task import lines
@@ -54,7 +55,8 @@ def tiny(folder: Path, sources: Path, seed: int) -> AlignConfig:
     for name, is_of in (("helpfulness", False), ("safety", True)):
         path = folder / f"{name}.jsonl"
         if not path.exists():
-            path.write_bytes(lines([each for each in comparisons if _of_safety(each) == is_of]))
+            with atomic_file(path) as file:
+                file.write(lines([each for each in comparisons if _of_safety(each) == is_of]))
     data = Data(
         sft=(folder / "sft.jsonl",),
         prompts=folder / "prompts.jsonl",

@@ -197,7 +197,7 @@ def reward_model(context: Context, options: RewardOptions) -> tuple[State, Value
 @dataclass(frozen=True, slots=True)
 class PPOOptions:
     """Llama 2's: 512 answers an iteration in mini-batches of 64, clip 0.2, 1e-6, `beta` 0.01; the
-    least of a small model is *ours*. `epochs` is how often each answer is learned from."""
+    least of a small model is *ours*."""
 
     iterations: int = 200
     iteration_size: int = 512
@@ -250,7 +250,9 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
             context.console.say(f"note: {left_out.too_long} prompts are too long")
     tasks = {task.messages: task for task in read_held_out(path).tasks}
     scorers = Scorers(
-        helpfulness, known_scorers(state).get("safety"), gold=Gold(tasks) if tasks else None
+        helpfulness,
+        known_scorers(state, "safety").get("safety"),
+        gold=Gold(tasks) if tasks else None,
     )
     config = read_config(run, PPOConfig)
     trained(context, run, config.settings.steps, partial(ppo, run, scorers))
