@@ -33,11 +33,11 @@ from puna.formats.checkpoint import Checkpoint
 from puna.heads import attach, scalar
 from puna.model import Llama
 from puna.train.log import read_log
-from puna.train.ppo import ppo
-from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, weights_digest
-from puna.train.rollouts import PolicyEngine
+from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, weights_digest
+from puna.train.ppo.rollouts import PolicyEngine
+from puna.train.ppo.run import ppo
+from puna.train.ppo.scores import Scorers
 from puna.train.sampling import Dialog, Scorer
-from puna.train.scores import Scorers
 from puna.train.starting import open_start, start_network
 from puna.train.window_loss import hidden_states
 

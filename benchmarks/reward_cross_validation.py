@@ -25,15 +25,15 @@ from puna.data.preference_mix import folds
 from puna.data.preferences import Comparison, read_comparisons
 from puna.train.log import read_log
 from puna.train.loop import Settings
-from puna.train.preference_metrics import wilson
-from puna.train.reward import RewardConfig, prepare, reward, warmup_steps
+from puna.train.preferences.metrics import wilson
+from puna.train.preferences.reward import RewardConfig, prepare, reward, warmup_steps
 from puna.train.starting import open_start
 
 
 def train_and_ask(
     trained: Sequence[Comparison], asked: Sequence[Comparison], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """What a model trained on some comparisons says of others (`preference_metrics.agreement`)."""
+    """What a model trained on some comparisons says of others (`preferences.metrics.agreement`)."""
     start = open_start(options.model)
     pairs, held_out = (
         encode_pairs(each, start.tokenizer(), max_tokens=options.context_length)[0]

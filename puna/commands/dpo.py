@@ -17,8 +17,8 @@ from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.tokenizer import Vocabulary
-    from puna.train.dpo import DPOConfig
-    from puna.train.pair_data import PairData
+    from puna.train.preferences.dpo import DPOConfig
+    from puna.train.preferences.pair_data import PairData
 
 _BATCH = 64  # pairs; the paper's
 _PIECE = 8  # pairs at once; *ours*
@@ -37,10 +37,10 @@ def dpo(options: TrainOptions, pairs: PairOptions, beta: float, as_json: bool) -
     answer is; that is kept with the run, whose folder is like that of puna reward. --json is for
     --dry-run.
     """
-    from puna.train.dpo import DPOConfig, load_reference, with_reference
-    from puna.train.dpo import dpo as train
-    from puna.train.preference_plots import draw_preferences
-    from puna.train.reward import prepare
+    from puna.train.preferences.dpo import DPOConfig, load_reference, with_reference
+    from puna.train.preferences.dpo import dpo as train
+    from puna.train.preferences.plots import draw_preferences
+    from puna.train.preferences.reward import prepare
     from puna.train.schedule import steps_for
 
     run = train_run(options, DPOConfig, train, "puna chat", draw=draw_preferences)

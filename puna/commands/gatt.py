@@ -23,9 +23,9 @@ from puna.commands.progress import bar
 from puna.data.prompts import read_user_turns
 from puna.evaluate.wilson import wilson
 from puna.recipes.tasks.persona import instructions as personas
-from puna.train.gatt import plan, synthesize, write_examples
-from puna.train.gatt_instructions import Instruction, draw_combined, read_instructions
-from puna.train.obedience import by_turn, measure
+from puna.train.producers.gatt import plan, synthesize, write_examples
+from puna.train.producers.gatt_instructions import Instruction, draw_combined, read_instructions
+from puna.train.producers.obedience import by_turn, measure
 from puna.train.sampling import seed_of
 
 # Ours: what is measured where nothing else is asked for; the paper looked at 20 turns.
@@ -143,7 +143,7 @@ class _Job:
         report(self.out, counts, as_json=as_json)
 
     def measure(self, models: list[str], *, as_json: bool) -> None:
-        from puna.train.sampling_plots import plot_obedience
+        from puna.train.producers.plots import plot_obedience
 
         seed, count = self.generation.seed, self.dialogs or _DIALOGS
         generators = (random.Random(seed_of(seed, "instruction", n)) for n in range(count))

@@ -21,7 +21,7 @@ from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.formats import Checkpoint
-    from puna.train.pair_data import PairData
+    from puna.train.preferences.pair_data import PairData
     from puna.train.run_config import RunConfig
 
 
@@ -90,7 +90,7 @@ def pair_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def read_from(pairs: PairOptions, seed: int, **mix: Any) -> tuple[Checkpoint, str, PairData]:
     """The model to begin from, how a run remembers it, and the pairs; `mix` is for `read_pairs`."""
-    from puna.train.pair_data import read_pairs
+    from puna.train.preferences.pair_data import read_pairs
     from puna.train.starting import open_start
 
     path = locate(pairs.model)

@@ -19,8 +19,8 @@ from puna.commands.training import told
 if TYPE_CHECKING:
     from puna.formats.checkpoint import Checkpoint
     from puna.lora import LoRASettings
-    from puna.train.ppo_config import PPOConfig
-    from puna.train.scores import Scorers
+    from puna.train.ppo.config import PPOConfig
+    from puna.train.ppo.scores import Scorers
 
 # What may be said of a run that goes on; the rest is in its config.
 _ON_RESUME = {"out", "resume", "tensorboard", "wandb", "as_json"}
@@ -99,7 +99,7 @@ def ppo(
     """
     from puna.data.prompts import read_prompts
     from puna.train import sinks
-    from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, usual_beta, weights_digest
+    from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, usual_beta, weights_digest
     from puna.train.run_config import read_config
     from puna.train.starting import open_start
 
@@ -182,7 +182,7 @@ def _reward_model(model: str, start: Checkpoint) -> str:
 
 
 def _scorers(config: PPOConfig) -> Scorers:
-    from puna.train.scores import Scorers, by_beginning
+    from puna.train.ppo.scores import Scorers, by_beginning
     from puna.train.scoring import open_scorer
 
     def opened(model: str) -> Any:
@@ -195,8 +195,8 @@ def _scorers(config: PPOConfig) -> Scorers:
 def _train(
     out: Path, config: PPOConfig, scorers: Scorers, asked: dict[str, str], as_json: bool
 ) -> None:
-    from puna.train.ppo import ppo as run_ppo
-    from puna.train.ppo_plot import plot_ppo
+    from puna.train.ppo.plot import plot_ppo
+    from puna.train.ppo.run import ppo as run_ppo
     from puna.train.sinks import chosen, opened
 
     with told(config.settings.steps, opened(out, chosen(out, asked))) as telling:
@@ -208,7 +208,7 @@ def _train(
 def _report(out: Path, config: PPOConfig, finished: bool, picture: Path, as_json: bool) -> None:
     """How the run stands, and which of its checkpoints is best."""
     from puna.formats.run_folder import checkpoint_path, steps_saved
-    from puna.train.early_stopping import best_step, evaluations
+    from puna.train.ppo.early_stopping import best_step, evaluations
 
     newest, best = steps_saved(out)[-1], best_step(out)
     at = newest if best is None else best

@@ -25,8 +25,14 @@ from puna.commands.producers import (
 )
 from puna.commands.progress import bar
 from puna.data.prompts import Prompt, read_prompts
-from puna.train.best_of import Curve, best_temperature
-from puna.train.rejection_sampling import POOL_FROM, curve, sample, write_pool, write_winners
+from puna.train.producers.best_of import Curve, best_temperature
+from puna.train.producers.rejection_sampling import (
+    POOL_FROM,
+    curve,
+    sample,
+    write_pool,
+    write_winners,
+)
 from puna.train.sampling import Dialog, Scorer
 
 # Ours: the paper drew 10 to 100, and found 1.2 to 1.3 best for its models.
@@ -177,7 +183,7 @@ class _Job:
     def _scorer(self) -> Scorer:
         if len(self.judges) == 1:
             return self.judges[0].scorer
-        from puna.train.judging import switched_scorer
+        from puna.train.producers.judging import switched_scorer
 
         risky = {prompt.messages for prompt in self.prompts if prompt.is_safety}
 
@@ -189,7 +195,7 @@ class _Job:
 
 
 def _draw(out: Path, curves: dict[float, Curve]) -> None:
-    from puna.train.sampling_plots import plot_best_of
+    from puna.train.producers.plots import plot_best_of
 
     found: dict[str, Any] = {f"{temperature:g}": each for temperature, each in curves.items()}
     write_json(out / "curves.json", found)

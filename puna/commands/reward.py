@@ -26,8 +26,8 @@ from puna.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from puna.tokenizer import Vocabulary
-    from puna.train.pair_data import PairData
-    from puna.train.reward import RewardConfig
+    from puna.train.preferences.pair_data import PairData
+    from puna.train.preferences.reward import RewardConfig
 
 _BATCH = 512  # pairs; the paper's
 _PIECE = 8  # pairs at once; *ours*
@@ -77,9 +77,9 @@ def reward(
     if asked:
         _evaluate(asked, pairs, options.device, as_json)
         return
-    from puna.train.preference_plots import draw_preferences
-    from puna.train.reward import RewardConfig, prepare, warmup_steps
-    from puna.train.reward import reward as train
+    from puna.train.preferences.plots import draw_preferences
+    from puna.train.preferences.reward import RewardConfig, prepare, warmup_steps
+    from puna.train.preferences.reward import reward as train
     from puna.train.schedule import steps_for
 
     tell = f"puna reward {' '.join(map(str, pairs.data)) or 'DATA'}"
@@ -130,7 +130,7 @@ def _evaluate(asked: tuple[str, ...], pairs: PairOptions, device: str, as_json: 
     from rich.table import Table
 
     from puna.data.preferences import read_comparisons
-    from puna.train.preference_metrics import ask
+    from puna.train.preferences.metrics import ask
     from puna.train.scoring import open_scorer
 
     pairs.check()

@@ -26,9 +26,15 @@ from puna.commands.producers import (
 from puna.commands.progress import bar
 from puna.data.prompts import Prompt, read_prompts
 from puna.evaluate.wilson import wilson
-from puna.train.context_distillation import Plain, distill, write_examples
-from puna.train.red_team import THRESHOLD, counts, raw_threshold, violations, write_violations
-from puna.train.rejection_sampling import sample
+from puna.train.producers.context_distillation import Plain, distill, write_examples
+from puna.train.producers.red_team import (
+    THRESHOLD,
+    counts,
+    raw_threshold,
+    violations,
+    write_violations,
+)
+from puna.train.producers.rejection_sampling import sample
 
 _ANSWERS = 4  # of a prompt, to find one that violates; ours
 

@@ -16,8 +16,8 @@ from puna.data.text import numbered_records
 class Prompt:
     """A dialog that waits for its answer.
 
-    `is_safety`: it was written to provoke an unsafe one. `risk` is its category (`train.preprompts`
-    knows which there are), "" where none is known.
+    `is_safety`: it was written to provoke an unsafe one. `risk` is its category (of
+    `train.producers.preprompts`), "" where none is known.
     """
 
     messages: tuple[Message, ...]

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from puna.train.preference_losses import MARGINS, dpo_losses, margins_of, ranking_losses
+from puna.train.preferences.losses import MARGINS, dpo_losses, margins_of, ranking_losses
 
 pytestmark = [
     pytest.mark.peers,

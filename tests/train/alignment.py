@@ -16,7 +16,7 @@ from puna.formats import huggingface, open_checkpoint
 from puna.formats.network import as_checkpoint
 from puna.model import Llama, initialize
 from puna.tokenizer import Vocabulary
-from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, weights_digest
+from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, weights_digest
 from puna.train.sampling import Dialog
 
 MODEL = ModelConfig(32, 2, 4, 2, 48, vocab_size=420, context_length=48)

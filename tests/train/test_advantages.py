@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from puna.train.advantages import (
+from puna.train.ppo.advantages import (
     UNSAFE_SCORE,
     generalized_advantages,
     switched,

@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from puna.train.best_of import (
+from puna.train.producers.best_of import (
     best_of_curve,
     best_temperature,
     expected_best,

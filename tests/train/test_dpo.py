@@ -21,9 +21,9 @@ from puna.formats.network import load_model
 from puna.heads import next_token_logits
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path
-from puna.train.dpo import DPO, DPOConfig, answer_logprobs, reference_of, with_reference
 from puna.train.log import read_log
 from puna.train.loop import Settings
+from puna.train.preferences.dpo import DPO, DPOConfig, answer_logprobs, reference_of, with_reference
 from tests.samples import positions_like, random_model
 from tests.train.preference_runs import MODEL, write_pairs, write_start
 from tests.train.runs import losses

@@ -14,8 +14,8 @@ from puna.chat import Message, encode_dialog
 from puna.data.text import records
 from puna.evaluate.wilson import wilson
 from puna.tokenizer import Tokenizer
-from puna.train.gatt import Task, ghosted, instructed, plan, synthesize, write_examples
-from puna.train.gatt_instructions import (
+from puna.train.producers.gatt import Task, ghosted, instructed, plan, synthesize, write_examples
+from puna.train.producers.gatt_instructions import (
     KINDS,
     Check,
     Instruction,
@@ -24,9 +24,9 @@ from puna.train.gatt_instructions import (
     has_words,
     read_instructions,
 )
-from puna.train.obedience import by_turn, measure
+from puna.train.producers.obedience import by_turn, measure
+from puna.train.producers.plots import plot_obedience
 from puna.train.sampling import Answer, Dialog
-from puna.train.sampling_plots import plot_obedience
 
 SHOUT = Instruction("Always shout.", "Shout.", (Check(str.isupper),))
 TURNS = ("Hi", "How are you?", "Bye")

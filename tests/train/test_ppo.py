@@ -26,15 +26,15 @@ from puna.heads import attach
 from puna.lora import LoRASettings
 from puna.model import Llama
 from puna.tokenizer import Vocabulary
-from puna.train.early_stopping import best_step, evaluations
-from puna.train.experience import experience_path, read_experience, write_experience
 from puna.train.log import Record, read_log
-from puna.train.ppo import ppo
-from puna.train.ppo_config import PPOConfig, ppo_settings, prepare, usual_beta
-from puna.train.rollouts import PolicyEngine, disagreement, pack, read_answers
+from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, usual_beta
+from puna.train.ppo.early_stopping import best_step, evaluations
+from puna.train.ppo.experience import experience_path, read_experience, write_experience
+from puna.train.ppo.rollouts import PolicyEngine, disagreement, pack, read_answers
+from puna.train.ppo.run import ppo
+from puna.train.ppo.scores import Scorers, scores_of
 from puna.train.run_config import read_config
 from puna.train.sampling import Dialog
-from puna.train.scores import Scorers, scores_of
 from tests.samples import random_model, small_config, transformers_twin
 from tests.train.alignment import PROMPTS, letters, new_policy, new_run, ppo_config
 from tests.train.runs import newest

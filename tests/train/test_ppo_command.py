@@ -18,10 +18,10 @@ from puna.formats.run_folder import checkpoint_path
 from puna.heads import attach
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.train import train as train_tokenizer
-from puna.train.ppo_config import PPOConfig
+from puna.train.ppo.config import PPOConfig
+from puna.train.ppo.scores import by_beginning
 from puna.train.run_config import read_config
 from puna.train.sampling import Dialog
-from puna.train.scores import by_beginning
 from tests.samples import story_lines
 from tests.train.alignment import PROMPTS, letters, new_policy
 

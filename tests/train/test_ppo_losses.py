@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from puna.train.early_stopping import best_evaluation, stops_early
-from puna.train.ppo_losses import (
+from puna.train.ppo.early_stopping import best_evaluation, stops_early
+from puna.train.ppo.losses import (
     clipped_policy_loss,
     clipped_value_loss,
     entropies,

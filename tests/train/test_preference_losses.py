@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from puna.data.preferences import RATINGS
-from puna.train.preference_losses import (
+from puna.train.preferences.losses import (
     MARGINS,
     dpo_losses,
     implicit_rewards,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from puna.train.preference_metrics import (
+from puna.train.preferences.metrics import (
     accuracy,
     agreement,
     calibration,

@@ -13,8 +13,9 @@ import pytest
 from puna.chat import Message, encode_dialog
 from puna.data.text import records
 from puna.tokenizer import Tokenizer
-from puna.train.judging import switched_scorer
-from puna.train.rejection_sampling import (
+from puna.train.producers.judging import switched_scorer
+from puna.train.producers.plots import plot_best_of
+from puna.train.producers.rejection_sampling import (
     best,
     curve,
     pool,
@@ -24,7 +25,6 @@ from puna.train.rejection_sampling import (
     write_winners,
 )
 from puna.train.sampling import Answer, Dialog, fitted
-from puna.train.sampling_plots import plot_best_of
 
 ASKED = [[Message("user", f"Question {n}?")] for n in range(5)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from puna.train.resumable import resumable
+from puna.train.producers.resumable import resumable
 
 Records = list[dict[str, Any]]
 

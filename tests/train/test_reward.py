@@ -28,9 +28,16 @@ from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import read_log
 from puna.train.loop import Settings
-from puna.train.pair_data import read_pairs
-from puna.train.preference_losses import MARGINS
-from puna.train.reward import Reward, RewardConfig, last_states, prepare, reward, warmup_steps
+from puna.train.preferences.losses import MARGINS
+from puna.train.preferences.pair_data import read_pairs
+from puna.train.preferences.reward import (
+    Reward,
+    RewardConfig,
+    last_states,
+    prepare,
+    reward,
+    warmup_steps,
+)
 from puna.train.scoring import open_scorer
 from tests.samples import positions_like, random_model
 from tests.train.preference_runs import MODEL, write_pairs, write_start

@@ -13,10 +13,10 @@ from puna.chat import Message
 from puna.data.prompts import Prompt, read_prompts
 from puna.data.text import records
 from puna.evaluate.wilson import wilson
-from puna.train.context_distillation import Plain, distill, objection, write_examples
-from puna.train.preprompts import RISKS, draw_preprompt, under
-from puna.train.red_team import counts, raw_threshold, violations, write_violations
-from puna.train.rejection_sampling import sample
+from puna.train.producers.context_distillation import Plain, distill, objection, write_examples
+from puna.train.producers.preprompts import RISKS, draw_preprompt, under
+from puna.train.producers.red_team import counts, raw_threshold, violations, write_violations
+from puna.train.producers.rejection_sampling import sample
 from puna.train.sampling import Answer, Dialog
 
 USER = Message("user", "How do I steal a car?")

@@ -10,8 +10,8 @@ import pytest
 
 from puna.data.prompts import read_prompts
 from puna.data.text import records
-from puna.train.preprompts import RISKS
-from puna.train.red_team import raw_threshold
+from puna.train.producers.preprompts import RISKS
+from puna.train.producers.red_team import raw_threshold
 from tests.test_cli import is_one_clear_line, run
 from tests.train.reward_models import new_reward_model
 

@@ -21,11 +21,11 @@ from puna.recipes.alignment.scorers import counted_scorer, needed_scorers
 from puna.recipes.tasks.pairs import sampled
 from puna.recipes.tasks.persona import instructions as personas
 from puna.recipes.tasks.task import Task, read_tasks
-from puna.train import context_distillation, gatt, obedience, rejection_sampling
-from puna.train.gatt_instructions import Instruction, read_instructions
-from puna.train.resumable import resumable
+from puna.train.producers import context_distillation, gatt, obedience, rejection_sampling
+from puna.train.producers.gatt_instructions import Instruction, read_instructions
+from puna.train.producers.plots import plot_obedience
+from puna.train.producers.resumable import resumable
 from puna.train.sampling import Dialog, Sampler, engine_sampler, fits, seed_of
-from puna.train.sampling_plots import plot_obedience
 
 _T = TypeVar("_T")
 

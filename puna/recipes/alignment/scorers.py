@@ -9,9 +9,9 @@ from puna.chat import Message
 from puna.data.prompts import Prompt
 from puna.recipes.alignment.loop import Context, State
 from puna.recipes.tasks.task import Task
-from puna.train.judging import switched_scorer
+from puna.train.ppo.scores import by_beginning
+from puna.train.producers.judging import switched_scorer
 from puna.train.sampling import Dialog, Scorer
-from puna.train.scores import by_beginning
 from puna.train.scoring import open_scorer
 from puna.train.starting import open_start
 
@@ -47,7 +47,7 @@ def needed_scorers(context: Context, *names: str) -> list[Scorer]:
 
 def counted_scorer(context: Context, prompts: Sequence[Prompt]) -> Scorer:
     """What rejection sampling picks by: Helpfulness', and where there is a Safety model, by the
-    paper's switch (`train.judging`)."""
+    paper's switch (`train.producers.judging`)."""
     (helpfulness,) = needed_scorers(context, "helpfulness")
     safety = known_scorers(context.state, "safety").get("safety")
     if safety is None:

@@ -12,21 +12,22 @@ from puna.recipes.alignment.config import Values
 from puna.recipes.alignment.loop import Context, State, StoppedError
 from puna.recipes.alignment.measure import read_held_out
 from puna.recipes.alignment.scorers import Gold, known_scorers, needed_scorers
-from puna.train import rejection_sampling, reward
-from puna.train.early_stopping import evaluations
 from puna.train.log import read_log
 from puna.train.loop import Settings
-from puna.train.pair_data import read_pairs
 from puna.train.plot import plot_loss
-from puna.train.ppo import ppo
-from puna.train.ppo_config import PPOConfig, ppo_settings, usual_beta, weights_digest
-from puna.train.ppo_config import prepare as prepare_ppo
-from puna.train.ppo_plot import plot_ppo
-from puna.train.preference_plots import draw_preferences
-from puna.train.reward import RewardConfig, warmup_steps
+from puna.train.ppo.config import PPOConfig, ppo_settings, usual_beta, weights_digest
+from puna.train.ppo.config import prepare as prepare_ppo
+from puna.train.ppo.early_stopping import evaluations
+from puna.train.ppo.plot import plot_ppo
+from puna.train.ppo.run import ppo
+from puna.train.ppo.scores import Scorers
+from puna.train.preferences import reward
+from puna.train.preferences.pair_data import read_pairs
+from puna.train.preferences.plots import draw_preferences
+from puna.train.preferences.reward import RewardConfig, warmup_steps
+from puna.train.producers import rejection_sampling
 from puna.train.run_config import read_config
 from puna.train.schedule import steps_for
-from puna.train.scores import Scorers
 from puna.train.sft import SFTConfig, num_windows, prepare, read_data, run_config, sft
 from puna.train.starting import open_start
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from puna.chat import Message
 from puna.recipes.tasks.facts import Fact, wrong_for
 from puna.recipes.tasks.task import Requirement, Task
-from puna.train.gatt_instructions import Check, Instruction
+from puna.train.producers.gatt_instructions import Check, Instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ PERSONAS: dict[str, Persona] = {
 
 
 def instructions() -> list[Instruction]:
-    """The personas as Ghost Attention's instructions (`train.gatt`), long and short."""
+    """The personas as Ghost Attention's instructions (`train.producers.gatt`), long and short."""
     return [
         Instruction(persona.instructions[0], persona.instructions[-1], (Check(persona.obeys),))
         for persona in PERSONAS.values()

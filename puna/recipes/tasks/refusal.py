@@ -15,7 +15,7 @@ from puna.recipes.tasks.task import Requirement, Task
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """A category of `train.preprompts`: requests about things, and how they are declined.
+    """A category of `train.producers.preprompts`: requests about things, and how they are declined.
 
     A request is a wording with {x}; `complies` are answers that must not be given.
     """

@@ -20,7 +20,7 @@ from puna.recipes.tasks.length import LIMITS
 from puna.recipes.tasks.persona import PERSONAS
 from puna.recipes.tasks.refusal import RISKS
 from puna.recipes.tasks.task import Task, gold, read_tasks
-from puna.train.preprompts import RISKS as PREPROMPTS
+from puna.train.producers.preprompts import RISKS as PREPROMPTS
 from tests.recipes.tasks.sources import write_sources
 
 

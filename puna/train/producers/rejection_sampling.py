@@ -15,8 +15,8 @@ import numpy as np
 from puna.chat import Message
 from puna.data.text import records
 from puna.formats.files import atomic_file
-from puna.train.best_of import Curve, best_of_curve
-from puna.train.resumable import Record, resumable
+from puna.train.producers.best_of import Curve, best_of_curve
+from puna.train.producers.resumable import Record, resumable
 from puna.train.sampling import (
     Answer,
     Dialog,
@@ -48,7 +48,7 @@ def sample(
 ) -> None:
     """Writes `path`: of each prompt `count` answers and their rewards, resumable.
 
-    `settings` say which models and prompts these are (`train.resumable`). Raises ValueError for a
+    `settings` say which models and prompts these are (`resumable`). Raises ValueError for a
     count below 1, no prompts, and a reward that is no number.
     """
     if count < 1:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from puna.data.prompts import Prompt
-from puna.train.advantages import switched
 from puna.train.log import Record
+from puna.train.ppo.advantages import switched
 from puna.train.sampling import Dialog, Scorer, answered, rewards_of
 
 

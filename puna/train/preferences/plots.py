@@ -55,7 +55,7 @@ def plot_preferences(run: Path) -> Path:
 
 
 def plot_agreement(found: Record, path: Path) -> Path:
-    """Draws what `preference_metrics.agreement` found: the calibration curve, its bins' sizes, and
+    """Draws what `metrics.agreement` found: the calibration curve, its bins' sizes, and
     accuracy by rating."""
     from matplotlib.figure import Figure
 

@@ -22,10 +22,10 @@ from puna.heads import next_token_logits
 from puna.model import Llama, widened
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
-from puna.train.pair_data import check_layout
-from puna.train.pair_stage import PairStage, run_pairs
-from puna.train.preference_losses import dpo_losses, implicit_rewards
-from puna.train.preference_metrics import agreement
+from puna.train.preferences.losses import dpo_losses, implicit_rewards
+from puna.train.preferences.metrics import agreement
+from puna.train.preferences.pair_data import check_layout
+from puna.train.preferences.pair_stage import PairStage, run_pairs
 from puna.train.run_config import RunConfig, read_config
 from puna.train.running import Share, run_stage
 from puna.train.single import autocast
@@ -62,7 +62,7 @@ class DPO(PairStage):
         return dpo_losses(chosen, rejected, reference[:, 0], reference[:, 1], self.beta).sum()
 
     def evaluate(self, evaluation: Evaluation) -> Record:
-        """On the held-out pairs: mean loss, what `preference_metrics.agreement` tells of the
+        """On the held-out pairs: mean loss, what `metrics.agreement` tells of the
         implicit rewards, their mean margin and those of chosen answers. Nothing without pairs."""
         pieces = self.held_out_pieces()
         if not pieces:

@@ -30,10 +30,10 @@ from puna.model import Llama
 from puna.tokenizer import Vocabulary
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
-from puna.train.pair_data import check_layout
-from puna.train.pair_stage import HELD_OUT, TRAINED, PairStage, run_pairs
-from puna.train.preference_losses import MARGINS, margins_of, ranking_losses, safety_losses
-from puna.train.preference_metrics import agreement
+from puna.train.preferences.losses import MARGINS, margins_of, ranking_losses, safety_losses
+from puna.train.preferences.metrics import agreement
+from puna.train.preferences.pair_data import check_layout
+from puna.train.preferences.pair_stage import HELD_OUT, TRAINED, PairStage, run_pairs
 from puna.train.run_config import RunConfig, read_config, write_run
 from puna.train.running import Share, run_stage
 from puna.train.starting import open_start, start_weights
@@ -46,7 +46,7 @@ HEADS = {"helpfulness": ("score",), "safety": ("score", "safety")}
 class RewardConfig(RunConfig):
     """A reward model's run as resolved. Batches are of pairs; `model` has no next-token head.
 
-    `kind` is one of `data.preference_mix.MIXES`, `margin` of `preference_losses.MARGINS`;
+    `kind` is one of `data.preference_mix.MIXES`, `margin` of `losses.MARGINS`;
     `safety_weight` that of the auxiliary loss of the kind "safety"; `start` is the path of the
     model that it begins from.
     """
@@ -91,7 +91,7 @@ class Reward(PairStage):
         return loss
 
     def evaluate(self, evaluation: Evaluation) -> Record:
-        """On the held-out pairs: mean loss, and what `preference_metrics.agreement` tells; of the
+        """On the held-out pairs: mean loss, and what `metrics.agreement` tells; of the
         safety head, how many of the labelled answers it is right about. Nothing without pairs."""
         pieces = self.held_out_pieces()
         if not pieces:

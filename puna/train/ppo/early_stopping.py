@@ -37,7 +37,7 @@ def best_step(run: Path) -> int | None:
     """The step after which the reward on held-out prompts was highest, of those whose checkpoint is
     there and the start, 0; None where none were held out.
 
-    `ppo_config.ppo_settings` keeps enough of them, unless `patience` is 0 or stops saved more.
+    `config.ppo_settings` keeps enough of them, unless `patience` is 0 or stops saved more.
     """
     kept = {0, *steps_saved(run)}
     found = [(step, reward) for step, reward in evaluations(run) if step in kept]

@@ -25,10 +25,12 @@ from puna.heads import scalar
 from puna.lora import without_pairs
 from puna.model import Llama
 from puna.tokenizer import Tokenizer, Vocabulary
-from puna.train.advantages import final_scores
 from puna.train.checkpoints import run_state
-from puna.train.early_stopping import evaluations, evaluations_in, stops_early
-from puna.train.experience import (
+from puna.train.log import Record
+from puna.train.ppo.advantages import final_scores
+from puna.train.ppo.config import PPOConfig
+from puna.train.ppo.early_stopping import evaluations, evaluations_in, stops_early
+from puna.train.ppo.experience import (
     Experience,
     experience_path,
     forget_experience,
@@ -36,17 +38,22 @@ from puna.train.experience import (
     read_experience,
     write_experience,
 )
-from puna.train.log import Record
-from puna.train.ppo_config import PPOConfig
-from puna.train.ppo_losses import (
+from puna.train.ppo.losses import (
     clipped_policy_loss,
     clipped_value_loss,
     entropies,
     token_logprobs,
 )
-from puna.train.rollouts import AGREEMENT, Answers, PolicyEngine, Tokens, disagreement, read_answers
+from puna.train.ppo.rollouts import (
+    AGREEMENT,
+    Answers,
+    PolicyEngine,
+    Tokens,
+    disagreement,
+    read_answers,
+)
+from puna.train.ppo.scores import Scorers, Scores, scores_of
 from puna.train.sampling import seed_of
-from puna.train.scores import Scorers, Scores, scores_of
 from puna.train.single import autocast
 
 

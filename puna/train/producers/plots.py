@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from puna.train.best_of import Curve
 from puna.train.plot import COLOURS, MARKERS, save_picture
+from puna.train.producers.best_of import Curve
 
 
 def plot_best_of(curves: Mapping[float, Curve], path: Path) -> Path:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from puna.formats.files import atomic_file
 from puna.formats.safetensors_file import read_entries, write_arrays
-from puna.train.advantages import generalized_advantages, token_rewards, whiten
 from puna.train.log import Record
-from puna.train.rollouts import Tokens
+from puna.train.ppo.advantages import generalized_advantages, token_rewards, whiten
+from puna.train.ppo.rollouts import Tokens
 
 _TYPES = {"I64": torch.int64, "F32": torch.float32}
 _NAMES = {torch.int64: "I64", torch.float32: "F32"}

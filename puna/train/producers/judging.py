@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from puna.train.advantages import switched
+from puna.train.ppo.advantages import switched
 from puna.train.sampling import Dialog, Scorer
 
 

@@ -1,0 +1,1 @@
+"""Stages on pairs of answers: reward models and direct preference optimization."""
