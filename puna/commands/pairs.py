@@ -17,7 +17,7 @@ from puna.commands.progress import bar
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions
 from puna.data.preferences import FORMS
-from puna.parallel.layout import Layout
+from puna.parallel.layout import Layout, usual_batch
 
 if TYPE_CHECKING:
     from puna.formats import Checkpoint
@@ -45,11 +45,10 @@ class PairOptions:
             raise ValueError("--held-out-data is evaluated on; leave out --held-out")
 
     def batch_size(self, options: TrainOptions, found: PairData, usual: int, layout: Layout) -> int:
-        """What was said, or the usual, or as many pairs as there are, so that all ranks have a
-        share; ValueError where there are fewer."""
-        size, ranks = options.batch_size, layout.num_data_ranks
+        """What was said, or `usual_batch`; ValueError where there are fewer pairs."""
+        size = options.batch_size
         if size is None:
-            size = max(ranks, min(usual, len(found.trained)) // ranks * ranks)
+            size = usual_batch(layout, len(found.trained), usual)
         if size > len(found.trained):
             raise ValueError(
                 f"there are {len(found.trained):,} pairs to train on; a batch of {size:,} needs "

@@ -16,7 +16,7 @@ from puna.commands.ranks import is_first, said_once
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
-from puna.parallel.layout import Layout
+from puna.parallel.layout import Layout, usual_batch
 
 if TYPE_CHECKING:
     from puna.lora import LoRASettings
@@ -101,7 +101,7 @@ def sft(
         windows = num_windows(found, length)
         batch_size = options.batch_size
         if batch_size is None:
-            batch_size = _usual_batch(windows, Layout.parse(run.parallel))
+            batch_size = usual_batch(Layout.parse(run.parallel), windows, _BATCH)
         if batch_size > windows:
             raise ValueError(
                 f"the dialogs fill {windows} windows of {length} tokens; a batch of {batch_size} "
@@ -130,12 +130,6 @@ def sft(
     elif is_first():
         config, found, _ = resolved()
         _show(config, found, num_windows(found, config.context_length), as_json)
-
-
-def _usual_batch(windows: int, layout: Layout) -> int:
-    """The paper's batch, or as many windows as there are, so that all ranks have a share."""
-    ranks = layout.num_data_ranks * layout.pp
-    return max(ranks, min(_BATCH, windows) // ranks * ranks)
 
 
 def _show(config: SFTConfig, found: Data, windows: int, as_json: bool) -> None:

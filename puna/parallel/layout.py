@@ -166,6 +166,12 @@ def check_pieces(
         )
 
 
+def usual_batch(layout: Layout, num_items: int, usual: int) -> int:
+    """So many windows or pairs a step, or as many as there are, so that all ranks have a share."""
+    ranks = layout.num_data_ranks * layout.pp
+    return max(ranks, min(usual, num_items) // ranks * ranks)
+
+
 def usual_micro_batch(
     layout: Layout, batch_size: int, schedule: str = "1f1b", *, at_most: int | None = None
 ) -> int:

@@ -15,14 +15,13 @@ from click.testing import CliRunner
 
 from puna.attention import causal
 from puna.chat import LLAMA2_TEMPLATE, Message, encode_dialog
-from puna.commands.sft import _usual_batch
 from puna.commands.sft import sft as command
 from puna.data.dialogs import EncodedDialogs
 from puna.data.packing import Packs
 from puna.formats import open_checkpoint
 from puna.formats.network import load_model
 from puna.heads import next_token_logits
-from puna.parallel.layout import Layout
+from puna.parallel.layout import Layout, usual_batch
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import Record, read_log
@@ -158,11 +157,11 @@ def test_held_out_dialogs_are_not_trained_on(tmp_path: Path, vocabulary: Vocabul
 
 
 def test_a_usual_batch_divides_over_the_ranks() -> None:
-    assert _usual_batch(1000, Layout.parse("")) == 64
-    assert _usual_batch(9, Layout.parse("")) == 9
-    assert _usual_batch(9, Layout.parse("fsdp=2")) == 8
-    assert _usual_batch(1000, Layout.parse("dp=3 tp=2")) == 63
-    assert _usual_batch(1, Layout.parse("fsdp=2 pp=2")) == 4  # which is refused as too large
+    assert usual_batch(Layout.parse(""), 1000, 64) == 64
+    assert usual_batch(Layout.parse(""), 9, 64) == 9
+    assert usual_batch(Layout.parse("fsdp=2"), 9, 64) == 8
+    assert usual_batch(Layout.parse("dp=3 tp=2"), 1000, 64) == 63
+    assert usual_batch(Layout.parse("fsdp=2 pp=2"), 1, 64) == 4  # which is refused as too large
 
 
 def test_steps_of_epochs() -> None:
