@@ -80,10 +80,10 @@ class EncodedPairs:
         """Some pairs in order of their length, so that a piece has little padding; those of one
         prompt stay together, since their dialogs are often the same."""
         lengths = np.diff(self.ends, prepend=0).reshape(-1, 2).max(1)[pairs]
-        prompts = self.prompts[pairs]
-        longest = {prompt: lengths[prompts == prompt].max() for prompt in np.unique(prompts)}
-        keys = [longest[prompt] for prompt in prompts]
-        return pairs[np.lexsort((np.arange(len(pairs)), prompts, keys))]
+        prompts, group = np.unique(self.prompts[pairs], return_inverse=True)
+        longest = np.zeros(len(prompts), np.int64)
+        np.maximum.at(longest, group, lengths)
+        return pairs[np.lexsort((np.arange(len(pairs)), group, longest[group]))]
 
     @functools.cached_property
     def groups(self) -> list[NDArray[np.int64]]:
