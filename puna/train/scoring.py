@@ -15,6 +15,10 @@ from puna.formats.network import read_tensor
 from puna.tokenizer import Vocabulary
 from puna.train.starting import open_start
 
+# Of keys and values, a context at least; *ours*. A scorer stands beside other models, and so leaves
+# them the memory that the engine would take.
+_KV_TOKENS = 8192
+
 
 def open_scorer(
     model: str | Path,
@@ -36,7 +40,8 @@ def open_scorer(
         for name in checkpoint.heads
     }
     plain = checkpoint.without_heads()
-    llm = LLM(plain, device=device, dtype=dtype, num_threads=num_threads)
+    kv_tokens = max(_KV_TOKENS, checkpoint.config.context_length)
+    llm = LLM(plain, device=device, dtype=dtype, num_threads=num_threads, kv_tokens=kv_tokens)
     return RewardScorer(llm, heads, checkpoint.path)
 
 

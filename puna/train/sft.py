@@ -155,7 +155,8 @@ def read_data(
         count = min(64, len(found) // 20) if num_held_out is None else num_held_out
         if not 0 <= count <= len(found):
             raise ValueError(f"{count} dialogs cannot be held out of {len(found)}")
-        order = list(map(Permutation(len(found), f"{seed} held out"), range(len(found))))
+        mixed = Permutation(max(1, len(found)), f"{seed} held out")
+        order = [mixed(index) for index in range(len(found))]
         held_out, rest = found.subset(sorted(order[:count])), sorted(order[count:])
     known = {held_out[index][0].tobytes() for index in range(len(held_out))}
     kept = [index for index in rest if found[index][0].tobytes() not in known]
