@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Sequence
@@ -76,13 +77,15 @@ def score(
 
     chosen = read_tasks(file)[:limit]
     how = _sampling(temperature, max_tokens, seed, 1)
-    answers = [each[0] for each in _answers(chosen, how, model, tokenizer, device, dtype, kv_dtype)]
-    if out is not None:
-        told = [
-            {"id": t.id, "prompt": t.messages[-1].content, "answer": a, "gold": t.check(a)}
-            for t, a in zip(chosen, answers, strict=True)
-        ]
-        with atomic_file(out) as written:
+    # Refused before anything is answered where there is such a file.
+    with contextlib.nullcontext() if out is None else atomic_file(out) as written:
+        found = _answers(chosen, how, model, tokenizer, device, dtype, kv_dtype)
+        answers = [each[0] for each in found]
+        if written is not None:
+            told = [
+                {"id": t.id, "prompt": t.messages[-1].content, "answer": a, "gold": t.check(a)}
+                for t, a in zip(chosen, answers, strict=True)
+            ]
             written.write(lines(told))
     _show(model, rows(chosen, answers), safety(chosen, answers), as_json=as_json)
 

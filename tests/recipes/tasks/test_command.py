@@ -60,6 +60,8 @@ def test_score_tells_what_the_answers_are_worth(
     assert "violations: " in shown and "refusal" in shown
     with pytest.raises(ValueError, match="temperature"):
         puna("tasks", "score", few, "--temperature", "-1")
+    with pytest.raises(ValueError, match="exists already"):  # before the model is looked for
+        puna(*arguments, "--model", "nowhere", "--out", tmp_path / "answers.jsonl")
 
 
 def test_compare_prefers_by_gold(
