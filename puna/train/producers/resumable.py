@@ -59,6 +59,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is at work on {path}; wait for it") from None
+    except OSError:
+        pass  # the file system has no locks: there nobody is told
 
 
 def _check_settings(path: Path, settings: Record) -> None:
