@@ -114,6 +114,11 @@ def ppo(
             names = ", ".join(name.replace("_", "-") for name in ignored)
             raise ValueError(f"a resumed run keeps its own config: leave out {names}")
         config = read_config(out, PPOConfig)
+        if config.scorer_digest and config.scorer_digest != _scorer_digest(config):
+            raise ValueError(
+                f"the reward models of {out} are not what they were: bring those back, or begin "
+                "another run"
+            )
         _train(out, config, _scorers(config), asked, as_json)
         return
     if model is None or prompts is None or reward is None:
@@ -148,6 +153,7 @@ def ppo(
         safety="" if safety_reward is None else _reward_model(safety_reward, start),
         lora=_in_fp32(lora),
     )
+    config = replace(config, scorer_digest=_scorer_digest(config))
     scorers = _scorers(config)
     left_out = prepare(out, config, start, read_prompts(prompts))
     if left_out.too_long:
@@ -179,6 +185,15 @@ def _reward_model(model: str, start: Checkpoint) -> str:
             f"{start.config.context_length} of the model that it is to score"
         )
     return lasting_name(model, opened.path)
+
+
+def _scorer_digest(config: PPOConfig) -> str:
+    from puna.train.ppo.config import scorers_digest
+    from puna.train.starting import open_start
+
+    return scorers_digest(
+        [open_start(each) for each in (config.helpfulness, config.safety) if each]
+    )
 
 
 def _scorers(config: PPOConfig) -> Scorers:

@@ -89,6 +89,11 @@ def test_it_trains_and_names_the_best(folder: Path, tmp_path: Path) -> None:
     assert config.helpfulness == str(folder / "helpful") and config.beta == 0.01
     again = CliRunner().invoke(puna, ["ppo", "--out", str(out), "--resume", "--json"])
     assert again.exit_code == 0 and json.loads(again.stdout) == said
+    (out / "config.json").write_text(
+        (out / "config.json").read_text().replace(config.scorer_digest, "another")
+    )
+    other = CliRunner().invoke(puna, ["ppo", "--out", str(out), "--resume"])
+    assert "the reward models of" in str(other.exception)
     wrong = CliRunner().invoke(puna, ["ppo", "--out", str(out), "--resume", "--beta", "0"])
     assert "a resumed run keeps its own config: leave out beta" in str(wrong.exception)
 

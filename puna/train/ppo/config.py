@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from puna.config import ModelConfig
 from puna.data.prompts import Prompt
-from puna.formats.checkpoint import Checkpoint
+from puna.formats.checkpoint import Checkpoint, LazyTensor
 from puna.formats.files import atomic_directory
 from puna.lora import LoRASettings
 from puna.train.loop import Settings
@@ -35,8 +35,8 @@ class PPOConfig(RunConfig):
 
     `start` is the path of the model that the policy begins from and is held to, `start_digest` what
     its weights were; `helpfulness` and `safety` are the paths of reward models, where they are not
-    functions of a program. With `lora` the policy is pairs beside the start, which without them is
-    the reference: one copy of the weights is both.
+    functions of a program, `scorer_digest` what the weights of both were. With `lora` the policy is
+    pairs beside the start, which without them is the reference: one copy of the weights is both.
     """
 
     iteration_size: int = 512
@@ -55,6 +55,7 @@ class PPOConfig(RunConfig):
     start_digest: str = ""
     helpfulness: str = ""
     safety: str = ""
+    scorer_digest: str = ""
     lora: LoRASettings | None = None
 
     stage = "ppo"
@@ -173,9 +174,18 @@ def prepare(run: Path, config: PPOConfig, start: Checkpoint, prompts: Sequence[P
 
 def weights_digest(start: Checkpoint) -> str:
     """What a model's weights are known by, heads left out: another text for any other weights."""
+    return _digest([start.tensors[name] for name in start.config.tensor_shapes()])
+
+
+def scorers_digest(scorers: Sequence[Checkpoint]) -> str:
+    """The same of reward models, with their heads."""
+    return _digest([each.tensors[name] for each in scorers for name in sorted(each.tensors)])
+
+
+def _digest(tensors: Sequence[LazyTensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name in start.config.tensor_shapes():
-        digest.update(start.tensors[name].read().data)
+    for tensor in tensors:
+        digest.update(tensor.read().data)
     return digest.hexdigest()
 
 
