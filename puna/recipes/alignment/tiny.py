@@ -14,7 +14,9 @@ from puna.recipes.alignment.config import AlignConfig, Data, Stage, Version
 from puna.recipes.tasks.build import build
 from puna.recipes.tasks.task import lines
 
-_SFT = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 4, "warmup_steps": 10}
+_SFT = {
+    "epochs": 3, "learning_rate": 1e-3, "batch_size": 8, "context_length": 256, "warmup_steps": 10,
+}  # fmt: skip
 _REWARD = {"learning_rate": 3e-4, "batch_size": 64}
 _PPO = {
     "iterations": 30, "iteration_size": 256, "batch_size": 64, "learning_rate": 1e-5, "beta": 0.02,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from puna.data.preference_mix import MIXES
 from puna.data.prompts import read_prompts
+from puna.formats.run_folder import checkpoint_path
 from puna.recipes.alignment.config import Values
 from puna.recipes.alignment.loop import Context, State, StoppedError
 from puna.recipes.alignment.measure import read_held_out
@@ -17,7 +18,7 @@ from puna.train.loop import Settings
 from puna.train.plot import plot_loss
 from puna.train.ppo.config import PPOConfig, ppo_settings, usual_beta, weights_digest
 from puna.train.ppo.config import prepare as prepare_ppo
-from puna.train.ppo.early_stopping import evaluations
+from puna.train.ppo.early_stopping import best_step, evaluations
 from puna.train.ppo.plot import plot_ppo
 from puna.train.ppo.run import ppo
 from puna.train.ppo.scores import Scorers
@@ -215,7 +216,8 @@ class PPOOptions:
 
 
 def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, Values]:
-    """PPO on top of the newest model, held to it, by both reward models."""
+    """PPO on top of the newest model, held to it, by both reward models; what is best on held-out
+    prompts is handed on, which may be where it began."""
     run, state = context.folder / "run", context.state
     path = context.config.data.prompts
     assert path is not None
@@ -258,15 +260,16 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
     config = read_config(run, PPOConfig)
     trained(context, run, config.settings.steps, partial(ppo, run, scorers))
     plot_ppo(run)
-    records = read_log(run / "log.jsonl")
-    rewards = [reward for _, reward in evaluations(run)]
-    figures: Values = {
-        "iterations": records[-1]["iteration"] + 1,
-        "kl": records[-1]["kl"],
-        "held_out_reward_before": rewards[0],
-        "held_out_reward": rewards[-1],
-    }
-    return state.replaced(policy=str(run)), figures
+    records, found = read_log(run / "log.jsonl"), dict(evaluations(run))
+    figures: Values = {"iterations": records[-1]["iteration"] + 1, "kl": records[-1]["kl"]}
+    best = best_step(run)
+    if best is not None:
+        figures |= {
+            "best_step": best, "held_out_reward": found[best], "held_out_reward_before": found[0],
+        }  # fmt: skip
+    at = records[-1]["step"] if best is None else best
+    policy = str(checkpoint_path(run, at)) if at else state.policy
+    return state.replaced(policy=policy), figures
 
 
 def trained(context: Context, run: Path, steps: int, train: partial[bool]) -> None:
