@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from puna.formats.files import atomic_file
 from puna.recipes.alignment.config import Values
 from puna.recipes.alignment.loop import Context, State
 from puna.recipes.alignment.scorers import counted_scorer, needed_scorers
-from puna.recipes.tasks.pairs import sampled
+from puna.recipes.tasks.pairs import compared, of_safety
 from puna.recipes.tasks.persona import instructions as personas
 from puna.recipes.tasks.task import Task, read_tasks
 from puna.train.producers import context_distillation, gatt, obedience, rejection_sampling
@@ -71,9 +72,10 @@ def _learned(context: Context, counts: Values, examples: Path) -> tuple[State, V
 
 @dataclass(frozen=True, slots=True)
 class PreferencesOptions(Answering):
-    """`samples` answers to a prompt, the best and the worst of which are compared."""
+    """`samples` answers to a prompt, of which `pairs` are compared at most."""
 
-    samples: int = 4
+    samples: int = 8
+    pairs: int = 4
 
 
 def preferences(context: Context, options: PreferencesOptions) -> tuple[State, Values]:
@@ -92,18 +94,25 @@ def preferences(context: Context, options: PreferencesOptions) -> tuple[State, V
             seeds=[seed_of(context.seed, number) for number, _ in part],
         )
         return [
-            {"pair": sampled(task, [a.text for a in some], random.Random(context.seed + number))}
+            {
+                "pairs": compared(
+                    task,
+                    [answer.text for answer in some],
+                    random.Random(seed_of(context.seed, "pairs", number)),
+                    most=options.pairs,
+                )
+            }
             for (number, task), some in zip(part, drawn, strict=True)
         ]
 
     answered = context.folder / "answered.jsonl"
     with context.console.counting("Comparing", len(tasks)) as advance:
-        settings = asked.identity | {"samples": options.samples, "seed": context.seed}
+        settings = asked.identity | dataclasses.asdict(options) | {"seed": context.seed}
         resumable(answered, settings, list(enumerate(tasks)), work, chunk=16, advance=advance)
-    found = [record["pair"] for record in records(answered) if record["pair"]]
+    found = [pair for record in records(answered) for pair in record["pairs"]]
     by_use: dict[bool, list[Values]] = {False: [], True: []}
     for each in found:
-        by_use[each["is_safety"]].append(each)
+        by_use[of_safety(each)].append(each)
     state = context.state
     for name, is_safety in (("helpfulness", False), ("safety", True)):
         path = context.folder / f"{name}.jsonl"

@@ -12,6 +12,7 @@ from puna.data.text import records
 from puna.formats.files import atomic_file
 from puna.recipes.alignment.config import AlignConfig, Data, Stage, Version
 from puna.recipes.tasks.build import build
+from puna.recipes.tasks.pairs import of_safety
 from puna.recipes.tasks.task import lines
 
 _SFT = {
@@ -31,7 +32,7 @@ VERSIONS = (
     Version(
         "V2",
         (
-            Stage("preferences", {"prompts": 1200}),
+            Stage("preferences", {"max_tokens": 64}),
             Stage("reward", {"of": "helpfulness"} | _REWARD),
             Stage("reward", {"of": "safety"} | _REWARD),
             Stage("gatt", {"dialogs": 300}),
@@ -58,7 +59,7 @@ def tiny(folder: Path, sources: Path, seed: int) -> AlignConfig:
         path = folder / f"{name}.jsonl"
         if not path.exists():
             with atomic_file(path) as file:
-                file.write(lines([each for each in comparisons if _of_safety(each) == is_of]))
+                file.write(lines([each for each in comparisons if of_safety(each) == is_of]))
     data = Data(
         sft=(folder / "sft.jsonl",),
         prompts=folder / "prompts.jsonl",
@@ -70,8 +71,3 @@ def tiny(folder: Path, sources: Path, seed: int) -> AlignConfig:
         held_out_questions=folder / "held_out_questions.jsonl",
     )
     return AlignConfig("cria", data, VERSIONS, seed)
-
-
-def _of_safety(comparison: dict[str, object]) -> bool:
-    """Of what must be declined, and of what must not though it looks like it."""
-    return str(comparison["id"]).startswith(("refusal/", "benign/"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from puna.recipes.tasks.requirements import refuses
@@ -32,6 +32,23 @@ def sampled(task: Task, answers: Sequence[str], generator: random.Random) -> dic
     order = list(dict.fromkeys(answers))
     generator.shuffle(order)
     return pair(task, max(order, key=task.check), min(order[::-1], key=task.check), generator)
+
+
+def compared(
+    task: Task, answers: Sequence[str], generator: random.Random, *, most: int
+) -> list[dict[str, Any]]:
+    """Up to `most` pairs of a model's answers of which one is truly better, drawn evenly."""
+    scores = {answer: task.check(answer) for answer in dict.fromkeys(answers)}
+    pairs = [(a, b) for a in scores for b in scores if scores[a] > scores[b]]
+    generator.shuffle(pairs)
+    rows = (pair(task, *each, generator) for each in pairs)
+    return [row for row in rows if row is not None][:most]
+
+
+def of_safety(comparison: Mapping[str, Any]) -> bool:
+    """Whether a line of preferences is for the Safety reward model: of what must be declined, and
+    of what must not though it looks like it."""
+    return str(comparison["id"]).startswith(("refusal/", "benign/"))
 
 
 def pair(task: Task, one: str, other: str, generator: random.Random) -> dict[str, Any] | None:

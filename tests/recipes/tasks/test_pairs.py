@@ -8,7 +8,7 @@ import pytest
 
 from puna.chat import Message
 from puna.evaluate.wilson import wilson
-from puna.recipes.tasks.pairs import EQUAL_SHARE, pair, sampled
+from puna.recipes.tasks.pairs import EQUAL_SHARE, compared, pair, sampled
 from puna.recipes.tasks.report import rows, safety
 from puna.recipes.tasks.task import Requirement, Task
 
@@ -72,6 +72,15 @@ def test_of_samples_best_and_worst() -> None:
     generator = random.Random(0)
     equal = [sampled(LOUD, ["GO!", "RUN!", "SIT!"], generator) for _ in range(100)]
     assert 10 < sum(row is not None for row in equal) < 45
+
+
+def test_of_samples_several_pairs() -> None:
+    answers = ["GO.", "go.", "GO!", "go.", " "]
+    rows = compared(LOUD, answers, random.Random(0), most=9)
+    found = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+    assert found == {("GO!", "GO."), ("GO!", "go."), ("GO.", "go.")}
+    assert len(compared(LOUD, answers, random.Random(0), most=2)) == 2
+    assert compared(LOUD, ["GO!", "RUN!"], random.Random(0), most=9) == []  # as good
 
 
 def test_wilson_interval() -> None:
