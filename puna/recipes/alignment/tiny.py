@@ -18,17 +18,18 @@ from puna.recipes.tasks.task import lines
 _SFT = {
     "epochs": 3, "learning_rate": 1e-3, "batch_size": 8, "context_length": 256, "warmup_steps": 10,
 }  # fmt: skip
-_REWARD = {"learning_rate": 3e-4, "batch_size": 64}
+_REWARD = {"learning_rate": 7e-4, "batch_size": 32}
 _PPO = {
-    "iterations": 30, "iteration_size": 256, "batch_size": 64, "learning_rate": 1e-5, "beta": 0.02,
-    "evaluate_every": 5, "patience": 6, "max_tokens": 64,
+    "iterations": 24, "iteration_size": 256, "batch_size": 64, "learning_rate": 5e-5, "beta": 0.05,
+    "evaluate_every": 4, "patience": 6, "max_tokens": 64,
 }  # fmt: skip
 
 VERSIONS = (
     # Fine-tuning alone.
     Version("V1", (Stage("sft", _SFT), Stage("obedience"))),
-    # Comparisons of its answers, reward models, and the best of many answers; from the base anew,
-    # with dialogs that keep to an instruction, and safe answers under a preprompt.
+    # Comparisons of its answers, reward models, and the best of some answers; from the base anew,
+    # with dialogs that keep to an instruction, and safe answers under a preprompt. Few samples at
+    # a low temperature: of more, a small reward model picks what it is wrong about.
     Version(
         "V2",
         (
@@ -37,7 +38,7 @@ VERSIONS = (
             Stage("reward", {"of": "safety"} | _REWARD),
             Stage("gatt", {"dialogs": 300}),
             Stage("safety_distillation"),
-            Stage("rejection_sampling", {"prompts": 1200, "samples": 8}),
+            Stage("rejection_sampling", {"samples": 4, "temperature": 0.7}),
             Stage("sft", _SFT),
             Stage("obedience"),
         ),

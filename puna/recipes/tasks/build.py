@@ -40,10 +40,10 @@ class Size(NamedTuple):
 
 # *Ours*: 125k tokens to learn, in minutes on two cores, which leaves something to reinforce.
 SIZES: dict[str, Size] = {
-    "facts": Size(1000, 600, 200, 60, 900),
-    "format": Size(600, 500, 200, 60, 700),
-    "persona": Size(600, 500, 200, 60, 700),
-    "length": Size(300, 300, 100, 30, 400),
+    "facts": Size(1000, 600, 200, 60, 3000),
+    "format": Size(600, 500, 200, 60, 2500),
+    "persona": Size(600, 500, 200, 60, 2500),
+    "length": Size(300, 300, 100, 30, 800),
     "refusal": Size(40, 80, 50, 30, 300),
     "benign": Size(100, 80, 50, 30, 400),
 }
