@@ -322,7 +322,8 @@ def test_lora_means_the_same_everywhere(
         assert (code, err) == (0, "")
         return out
 
-    assert say("--model", merged) == say(*loras) != say()
+    own = ("--model", cria)
+    assert say("--model", merged) == say(*own, *loras) != say(*own)
     for wrong, words in (
         ("nothing", ("no such file", "nothing")),
         (f"{paths[0]}:nan", ("added nan times",)),

@@ -288,7 +288,7 @@ def test_list_and_rm(run: Run, environment: dict[str, str], tmp_path: Path) -> N
     assert code == 0
     here, known = out.split("Known")
     assert [line.split()[0] for line in here.splitlines()[2:-1]] == [
-        "cria", f"{GGUF}:t.Q8_0.gguf", f"some/tiny@{BRANCH}", "some/tiny"
+        "cria", "cria-chat", f"{GGUF}:t.Q8_0.gguf", f"some/tiny@{BRANCH}", "some/tiny"
     ]  # fmt: skip
     assert "meta-llama/Llama-2-70b-chat-hf" in known
     rows = {row["name"]: row for row in json.loads(run("list", "--json")[1])}

@@ -67,6 +67,7 @@ def test_a_conversation(tmp_path: Path) -> None:
 def test_ctrl_c_stops_an_answer_and_then_leaves(tmp_path: Path, endless: str) -> None:
     terminal = chat(40_000, tmp_path, "--model", endless)
     terminal.sendline("Tell me a story about a dog.")
+    terminal.expect_exact("about a dog.")  # its echo, while the line editor still has Ctrl-C
     terminal.expect("[A-Za-z]{3,} [a-z]+ [a-z]+")
     terminal.sendintr()
     terminal.expect_exact("(stopped)")

@@ -14,7 +14,7 @@ from puna.commands.options import json_option, model_options
 
 
 @click.command()
-@model_options
+@model_options()
 @click.option(
     "--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 8),
     show_default=True, help="Sequences at once; repeatable.",

@@ -68,7 +68,7 @@ class Conversation:
 
 @click.command()
 @click.argument("name", metavar="[MODEL]", required=False)
-@model_options
+@model_options("cria-chat")
 @sampling_options
 @draft_option
 @lora_option

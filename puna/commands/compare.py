@@ -102,7 +102,7 @@ def compare(
     options = engine | {"draft": None}
     with (
         closed_after(listener),
-        loaded(models or ("cria",), adapters, options, None, None) as served,
+        loaded(models or ("cria-chat",), adapters, options, None, None) as served,
     ):
         pool = candidates(served.all(), temperatures)
         desk = Desk(pool, asked, batches, seed=seed, max_tokens=max_tokens)

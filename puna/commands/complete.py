@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--prompt", "-p", default="Once upon a time", show_default=True,
     help="The text to continue; '-' reads it from standard input.",
 )  # fmt: skip
-@model_options
+@model_options()
 @sampling_options
 @draft_option
 @lora_option

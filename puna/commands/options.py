@@ -38,17 +38,17 @@ def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-def model_options(function: F) -> F:
+def model_options(default: str = "cria") -> Callable[[F], F]:
     """`--model --tokenizer --device --dtype --kv-dtype`: which model, and how it runs."""
     return together(
         click.option(
-            "--model", "-m", default="cria", show_default=True, metavar="MODEL",
+            "--model", "-m", default=default, show_default=True, metavar="MODEL",
             help="A file or folder in any format, a shipped model, or a hub's (see puna pull).",
         ),
         tokenizer_option,
         compute_options,
         kv_dtype_option,
-    )(function)  # fmt: skip
+    )  # fmt: skip
 
 
 def tokenizer_option(function: F) -> F:

@@ -41,7 +41,7 @@ HEADINGS = {
 @click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
 @click.option(
     "--model", "-m", "more_models", multiple=True, metavar="[NAME=]MODEL",
-    help="The same as an argument; repeatable.  [default: cria]",
+    help="The same as an argument; repeatable.  [default: cria-chat]",
 )  # fmt: skip
 @tokenizer_option
 @click.option(
@@ -194,7 +194,7 @@ def serve(
     )
     log = Logging(open_log(access_log) if log_requests or access_log else None, log_prompts)
     options = RunOptions(drain_timeout, drain_delay, tls_cert=tls_cert, tls_key=tls_key)
-    asked = (*models, *more_models) or ("cria",)
+    asked = (*models, *more_models) or ("cria-chat",)
     with (
         closed_after(listener),
         loaded(asked, adapters, engine, replicas, ray_address) as served,

@@ -52,7 +52,7 @@ def build(sources: Path, out: Path, seed: int, as_json: bool) -> None:
 
 @tasks.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@model_options
+@model_options()
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True,
               help="Of an answer.")  # fmt: skip
@@ -92,7 +92,7 @@ def score(
 
 @tasks.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@model_options
+@model_options()
 @click.option("--samples", type=click.IntRange(min=2), default=4, show_default=True,
               help="Answers to each prompt.")  # fmt: skip
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy.")

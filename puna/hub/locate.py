@@ -9,7 +9,8 @@ from pathlib import Path
 from puna.catalog import find
 from puna.hub.names import HubName, parse
 
-SHIPPED = ("cria",)
+# The base, and what it was aligned to.
+SHIPPED = ("cria", "cria-chat")
 # A name that ends so and is no file is a slip in a path, not a repository.
 _FILE_SUFFIXES = (".gguf", ".bin", ".pth", ".safetensors", ".json", ".model")
 
