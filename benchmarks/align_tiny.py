@@ -2,10 +2,10 @@
 
     python benchmarks/align_tiny.py SOURCES OUT [--seeds 0 1 2]
 
-SOURCES has factbook.jsonl (or .zst) and tinystories-sample.txt; OUT gets a folder a seed, and what is
-there of one is gone on with. Prints the mean and the range over the seeds of the gold score on
-held-out tasks (greedy, and sampled at temperature 1), violations and false refusals, how many dialogs
-still keep to their instruction, and the minutes that a seed took.
+SOURCES has factbook.jsonl (or .zst) and tinystories-sample.txt; OUT gets a folder a seed, and what
+is there of one is gone on with. Prints the mean and the range over the seeds of the gold score on
+held-out tasks (greedy, and sampled at temperature 1), violations and false refusals, how many
+dialogs still keep to their instruction, and the minutes that a seed took.
 """
 
 from __future__ import annotations
