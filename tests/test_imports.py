@@ -17,7 +17,7 @@ PACKAGE = ROOT / "puna"
 ROOMS: tuple[set[str], ...] = (
     {"config", "tokenizer", "report"},
     {"chat", "catalog"},
-    {"attention", "kernels"},
+    {"attention", "kernels", "plan"},
     {"model"},
     {"heads", "lora"},
     {"quantize", "data", "hub"},

@@ -1,0 +1,119 @@
+"""What an evaluation leaves: its results, and what the model answered to each question.
+
+A folder has `config.json` (the evaluation as resolved), `results.json` (`Results`) and
+`samples/TASK.jsonl` (a `Sample` a line). Reports and comparisons read these and run no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from puna.formats.files import atomic_file
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question. `metrics` are of this question alone (`acc` 0.0 or 1.0, `mc2` a share).
+
+    `logprobs` are of the endings, in their order, and None for what is generated. `group` is what
+    a task divides into: an MMLU subject, a BBH task, a group of people.
+    """
+
+    id: str
+    question: str
+    answer: str
+    given: str
+    metrics: dict[str, float]
+    logprobs: list[float] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean over questions and its standard error, both as shares of one."""
+
+    value: float
+    stderr: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """A task's figures; `metric` names the one of `metrics` that counts.
+
+    `groups` are `metric` by group. `notes` say what a reader must know, such as shots that come
+    from another split.
+    """
+
+    task: str
+    title: str
+    shots: int
+    metric: str
+    metrics: dict[str, Score]
+    groups: dict[str, Score] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> Score:
+        """The figure that counts."""
+        return self.metrics[self.metric]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All tasks of one evaluation of one model; `settings` are what `config.json` has."""
+
+    model: str
+    suite: str
+    settings: dict[str, Any]
+    tasks: tuple[TaskResult, ...]
+    seconds: float
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Writes `results.json`."""
+    with atomic_file(folder / "results.json") as file:
+        file.write(json.dumps(dataclasses.asdict(results), indent=1).encode() + b"\n")
+
+
+def read_results(folder: Path) -> Results:
+    """The results that a folder has. ValueError where there are none, or they are damaged."""
+    path = folder / "results.json"
+    try:
+        values = json.loads(path.read_bytes())
+        tasks = tuple(_task(task) for task in values.pop("tasks"))
+        return Results(**values, tasks=tasks)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} has no results.json; is it the folder of an evaluation?"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_samples(folder: Path, task: str) -> Iterator[Sample]:
+    """The samples of a task, in the order of its questions. ValueError: none, or damaged."""
+    path = folder / "samples" / f"{task}.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no samples of {task}")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            yield Sample(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} line {number} is damaged: {error}") from None
+
+
+def _task(values: dict[str, Any]) -> TaskResult:
+    scores = ("metrics", "groups")
+    plain = {name: value for name, value in values.items() if name not in scores}
+    metrics, groups = ({k: Score(**v) for k, v in values[name].items()} for name in scores)
+    notes = tuple(plain.pop("notes"))
+    task = TaskResult(**plain, metrics=metrics, groups=groups, notes=notes)
+    if task.metric not in metrics:
+        raise ValueError(f"{task.task} has no {task.metric}")
+    return task

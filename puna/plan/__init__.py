@@ -1,0 +1,1 @@
+"""What it takes to train, tune and serve, before paying for it."""

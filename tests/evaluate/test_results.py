@@ -1,0 +1,69 @@
+"""Results are read as they were written; what is not whole is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from puna.evaluate.results import (
+    Results,
+    Sample,
+    Score,
+    TaskResult,
+    read_results,
+    read_samples,
+    write_results,
+)
+
+ARC = TaskResult(
+    task="arc_challenge",
+    title="ARC-Challenge",
+    shots=25,
+    metric="acc_norm",
+    metrics={"acc": Score(0.25, 0.01, 1172), "acc_norm": Score(0.5, 0.02, 1172)},
+    groups={"science": Score(0.5, 0.02, 1172)},
+    notes=("a note",),
+)
+
+
+def test_results_are_read_as_written(tmp_path: Path) -> None:
+    results = Results("cria", "leaderboard", {"limit": None}, (ARC,), 12.5)
+    write_results(tmp_path, results)
+    assert read_results(tmp_path) == results
+    assert results.tasks[0].score == Score(0.5, 0.02, 1172)
+
+
+@pytest.mark.parametrize(
+    "text", [b"{", b"[]", b'{"tasks": [{}]}', b'{"tasks": [], "other": 1}', b'{"tasks": 3}']
+)
+def test_damaged_results_are_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "results.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        read_results(tmp_path)
+
+
+def test_a_metric_that_counts_must_be_there(tmp_path: Path) -> None:
+    write_results(tmp_path, Results("m", "s", {}, (dataclasses.replace(ARC, metric="f1"),), 0.0))
+    with pytest.raises(ValueError, match="arc_challenge has no f1"):
+        read_results(tmp_path)
+
+
+def test_no_results(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no results\.json"):
+        read_results(tmp_path)
+
+
+def test_samples(tmp_path: Path) -> None:
+    sample = Sample("7", "Why?", "B", "A", {"acc": 0.0}, [-1.5, -2.0], "science")
+    (tmp_path / "samples").mkdir()
+    path = tmp_path / "samples" / "arc.jsonl"
+    path.write_text(json.dumps(dataclasses.asdict(sample)) + "\n")
+    assert list(read_samples(tmp_path, "arc")) == [sample]
+    path.write_text('{"id": "7"}\n')
+    with pytest.raises(ValueError, match=r"arc\.jsonl line 1 is damaged"):
+        list(read_samples(tmp_path, "arc"))
+    with pytest.raises(ValueError, match="has no samples of boolq"):
+        list(read_samples(tmp_path, "boolq"))
