@@ -16,6 +16,7 @@ from puna.data.text import records
 from puna.engine.llm import LLM
 from puna.evaluate.wilson import wilson
 from puna.formats.files import atomic_file
+from puna.formats.resumable import resumable
 from puna.recipes.alignment.config import Values
 from puna.recipes.alignment.loop import Context, State
 from puna.recipes.alignment.scorers import counted_scorer, needed_scorers
@@ -25,7 +26,6 @@ from puna.recipes.tasks.task import Task, read_tasks
 from puna.train.producers import context_distillation, gatt, obedience, rejection_sampling
 from puna.train.producers.gatt_instructions import Instruction, read_instructions
 from puna.train.producers.plots import plot_obedience
-from puna.train.producers.resumable import resumable
 from puna.train.sampling import Dialog, Sampler, engine_sampler, fits, seed_of
 
 _T = TypeVar("_T")

@@ -1,1 +1,1 @@
-"""Data for fine-tuning out of a model's own answers, on `train.sampling` and `resumable.py`."""
+"""Data for fine-tuning from a model's own answers, on `train.sampling` and `formats.resumable`."""

@@ -17,8 +17,8 @@ from puna.chat import Message
 from puna.data.prompts import Prompt
 from puna.data.text import records
 from puna.formats.files import atomic_file
+from puna.formats.resumable import Record, resumable
 from puna.train.producers.preprompts import check_risk, draw_preprompt, under
-from puna.train.producers.resumable import Record, resumable
 from puna.train.sampling import (
     Answer,
     Dialog,

@@ -16,8 +16,8 @@ from pathlib import Path
 from puna.chat import Message
 from puna.data.text import records
 from puna.formats.files import atomic_file
+from puna.formats.resumable import Record, resumable
 from puna.train.producers.gatt_instructions import Instruction
-from puna.train.producers.resumable import Record, resumable
 from puna.train.sampling import Dialog, Sampler, example, seed_of
 
 _CHUNK = 64  # dialogs that grow together (ours)
@@ -101,7 +101,7 @@ def synthesize(
     """Writes `path`: the answers of each task's dialog, turn by turn, resumable.
 
     A dialog ends early where an answer was cut off or is empty, which is left out, and where the
-    next turn does not fit. `settings` say of which model and tasks (`train.producers.resumable`).
+    next turn does not fit. `settings` say of which model and tasks (`formats.resumable`).
     """
 
     def work(numbers: Sequence[int]) -> list[Record]:

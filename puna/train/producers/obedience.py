@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from puna.chat import Message
 from puna.data.text import records
+from puna.formats.resumable import Record, resumable
 from puna.train.producers.gatt_instructions import Instruction
-from puna.train.producers.resumable import Record, resumable
 from puna.train.sampling import Dialog, Sampler, answered, seed_of
 
 _CHUNK = 64  # dialogs that grow together (ours)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from puna.data.prompts import Prompt
 from puna.data.text import records
 from puna.formats.files import atomic_file
+from puna.formats.resumable import Record
 from puna.train.producers.context_distillation import Plain
-from puna.train.producers.resumable import Record
 
 # The probability of "safe" below which the paper's switch lets the Safety model decide (3.2.3);
 # that it is also where a violation begins is ours.

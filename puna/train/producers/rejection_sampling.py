@@ -15,8 +15,8 @@ import numpy as np
 from puna.chat import Message
 from puna.data.text import records
 from puna.formats.files import atomic_file
+from puna.formats.resumable import Record, resumable
 from puna.train.producers.best_of import Curve, best_of_curve
-from puna.train.producers.resumable import Record, resumable
 from puna.train.sampling import (
     Answer,
     Dialog,

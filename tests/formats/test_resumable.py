@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from puna.train.producers.resumable import resumable
+from puna.formats.resumable import resumable, streamed
 
 Records = list[dict[str, Any]]
 
@@ -48,6 +48,29 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     seen = []
     resumable(broken, settings, items, work_on(seen), chunk=3)
     assert seen == []
+
+
+def test_a_stream_keeps_each_record_that_came(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.jsonl", []
+
+    def work(items: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for item in items:
+            if item == 2 and not seen:
+                seen.append(list(items))
+                raise KeyboardInterrupt
+            yield {"item": item}
+        seen.append(list(items))
+
+    with pytest.raises(KeyboardInterrupt):
+        streamed(path, {}, range(4), work)
+    assert path.read_text().count("\n") == 2
+    ticks = itertools.count()
+    streamed(path, {}, range(4), work, advance=functools.partial(next, ticks))
+    assert seen == [[0, 1, 2, 3], [2, 3]]
+    assert path.read_text() == "".join(f'{{"item": {n}}}\n' for n in range(4))
+    assert next(ticks) == 4
+    with pytest.raises(ValueError, match="0 records were made of 2 items"):
+        streamed(tmp_path / "b.jsonl", {}, [1, 2], lambda items: [])
 
 
 def test_other_settings_do_not_continue_it(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -34,10 +35,7 @@ def resumable(
     """
     if chunk < 1:
         raise ValueError(f"a chunk is 1 item or more, not {chunk}")
-    _check_settings(path, settings | {"items": len(items), "chunk": chunk})
-    with open(path, "ab") as file:
-        _lock(file, path)
-        done = _keep_whole_chunks(path, chunk, len(items))
+    with _appending(path, settings, len(items), chunk) as (file, done):
         for _ in range(done):
             advance()
         for start in range(done, len(items), chunk):
@@ -45,12 +43,48 @@ def resumable(
             found = work(part)
             if len(found) != len(part):
                 raise ValueError(f"{len(found)} records were made of {len(part)} items")
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in found)
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            _append(file, found)
             for _ in part:
                 advance()
+
+
+def streamed(
+    path: Path,
+    settings: Record,
+    items: Sequence[_T],
+    work: Callable[[Sequence[_T]], Iterable[Record]],
+    *,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """The same, record by record as `work` gives those of the items that are left, in their order:
+    for work on several at once whose results depend on the item alone."""
+    with _appending(path, settings, len(items), 1) as (file, done):
+        for _ in range(done):
+            advance()
+        for record in work(items[done:]):
+            _append(file, [record])
+            done += 1
+            advance()
+        if done != len(items):
+            raise ValueError(f"{done} records were made of {len(items)} items")
+
+
+@contextlib.contextmanager
+def _appending(
+    path: Path, settings: Record, count: int, chunk: int
+) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, open at the end of its whole chunks, and how many records are in these."""
+    _check_settings(path, settings | {"items": count, "chunk": chunk})
+    with open(path, "ab") as file:
+        _lock(file, path)
+        yield file, _keep_whole_chunks(path, chunk, count)
+
+
+def _append(file: BinaryIO, records: Sequence[Record]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    file.write("".join(lines).encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
