@@ -1,0 +1,1 @@
+"""EleutherAI's lm-eval over Puna's engine."""
