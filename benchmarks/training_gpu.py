@@ -9,7 +9,7 @@ bytes a parameter, and one block at a time gathered as bf16; chunked loss, compi
 and update included. Each kind of recomputation is tried with growing micro-batches until memory
 ends; the best of each kind of product is said at the end beside what it should be. Weights and
 tokens are random. MFU is (6 N + 12 L d T) tokens/s over the peak in the type of the products;
-recomputation is not counted (`puna/train/flops.py`). Needs torch and numpy, and torchao for float8.
+recomputation is not counted (`puna/plan/counts.py`). Needs torch and numpy, and torchao for float8.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ from puna.parallel.layout import Layout
 from puna.parallel.part import Options, Part, take_part
 from puna.parallel.place import Place, leave, take_place
 from puna.parallel.recompute import RECOMPUTE
-from puna.train.flops import flops_per_token, name_of, peak_tflops
+from puna.plan.counts import flops_per_token
+from puna.plan.hardware import peak_tflops
 from puna.train.loop import Settings, make_optimizer, optimizer_step
 from puna.train.several import Several
-from puna.train.watch import used_memory
+from puna.train.watch import name_of, used_memory
 
 KINDS = ("bf16", "float8")
 BYTES_A_PARAMETER = 16  # weight, gradient and AdamW's two moments, fp32

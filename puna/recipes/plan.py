@@ -11,7 +11,7 @@ from torch import Tensor
 
 from puna.parallel.memory import Memory, count_memory
 from puna.parallel.part import Options, Part
-from puna.train.flops import flops_per_token
+from puna.plan.counts import flops_per_token
 from puna.train.loop import Settings
 from puna.train.losses import chunked_next_token_loss_sum
 from puna.train.pretrain import PretrainConfig

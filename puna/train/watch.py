@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from puna.train.flops import flops_per_token, name_of, peak_tflops
+from puna.plan.counts import flops_per_token
+from puna.plan.hardware import peak_tflops
 from puna.train.profile import Profile, Window
 from puna.train.statistics import Statistics
 
@@ -105,3 +106,8 @@ def used_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def name_of(device: torch.device) -> str:
+    """What a GPU calls itself; the type of any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

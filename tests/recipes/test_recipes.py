@@ -15,10 +15,10 @@ from puna.commands.render import human_count
 from puna.config import PRESETS, preset
 from puna.model import empty
 from puna.parallel.layout import Layout
+from puna.plan.counts import flops_per_token
 from puna.recipes import RECIPES, WITH_SOURCES
 from puna.recipes.plan import plan
 from puna.recipes.resolve import OPTIONS, resolve
-from puna.train.flops import flops_per_token
 from puna.train.pretrain import PretrainConfig
 
 # "Llama 2" (arXiv 2307.09288), table 1 and section 2.2: parameters, dimension, layers, heads, heads

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from puna.config import ModelConfig, preset
 from puna.model import Llama, initialize
+from puna.plan.counts import flops_per_token
 from puna.tokenizer import Vocabulary
 from puna.train import watch
-from puna.train.flops import PEAKS, flops_per_token, peak_tflops
 from puna.train.log import read_log
 from puna.train.loop import Settings, make_optimizer, optimizer_step
 from puna.train.losses import perplexity
@@ -29,36 +28,6 @@ from tests.train.runs import MODEL, losses, new_run, run_config
 from tests.train.statistics_in_layouts import LAYOUTS, STEPS, watched
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_operations_of_a_token() -> None:
-    # 7B: 6,738,415,616 parameters, of which 32000 x 4096 are looked up.
-    assert flops_per_token(preset("7b")) == 6 * 6_607_343_616 + 12 * 32 * 4096 * 4096
-    # A tied embedding multiplies as the head: all of 8 x 10 + one block of 4 8x8, 3 8x16, norms.
-    tied = ModelConfig(8, 1, 2, 2, 16, vocab_size=10, context_length=32, tied=True)
-    assert flops_per_token(tied) == 6 * (80 + 4 * 64 + 3 * 128 + 3 * 8) + 12 * 8 * 32
-
-
-@pytest.mark.parametrize(
-    ("name", "bf16", "fp8"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312, None),
-        ("NVIDIA H100 80GB HBM3", 989, 1979),
-        ("NVIDIA H100 PCIe", 756, 1513),
-        ("NVIDIA H200", 989, 1979),
-        ("NVIDIA H200 NVL", 835, 1671),
-        ("NVIDIA A10G", None, None),  # no A10
-        ("cpu", None, None),
-    ],
-)
-def test_peaks_of_devices(name: str, bf16: float | None, fp8: float | None) -> None:
-    assert peak_tflops(name, "bf16") == bf16 and peak_tflops(name, "fp8") == fp8
-    assert peak_tflops(name, "fp32") is None
-
-
-def test_no_row_of_the_peaks_is_hidden_by_another() -> None:
-    for row in PEAKS:
-        assert row.source and peak_tflops(f"Maker {row.words}", "bf16") == row.bf16
 
 
 def test_what_a_record_says(
