@@ -52,7 +52,7 @@ def test_rows_are_plausible() -> None:
 
 
 def test_what_is_not_there_is_said() -> None:
-    with pytest.raises(ValueError, match="mean a100-40g or a100-80g.*; there are"):
+    with pytest.raises(ValueError, match=r"mean a100-40g or a100-80g.*; there are"):
         device("a100")
     with pytest.raises(ValueError, match="a100-80g does not multiply in fp8"):
         device("a100-80g").peak("fp8")
