@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.commands.cache import cache_folder
 from puna.engine.speculate import PROMPT_LOOKUP
-from puna.formats import open_checkpoint
+from puna.formats import open_checkpoint, run_folder
 from puna.formats.adapters import Adapter, open_adapter
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.vocabularies import load_vocabulary
@@ -89,13 +89,19 @@ def opened_draft(draft: str | None) -> Checkpoint | str | None:
 
 
 def opened_adapter(adapter: str) -> Adapter:
-    """What a `--lora` names: PATH[:SCALE], or a hub's name, downloaded when needed."""
+    """What a `--lora` names: PATH[:SCALE], or a hub's name, downloaded when needed.
+
+    Of a run the newest checkpoint.
+    """
     path, _, scale = adapter.rpartition(":")
     try:
         path, factor = (path, float(scale)) if path else (adapter, 1.0)
     except ValueError:
         path, factor = adapter, 1.0
-    return open_adapter(locate(path)).scaled(factor)
+    found = locate(path)
+    if run_folder.detect(found):
+        found = run_folder.newest(found)
+    return open_adapter(found).scaled(factor)
 
 
 def named_adapters(adapters: tuple[str, ...]) -> dict[str, Sequence[Adapter]]:

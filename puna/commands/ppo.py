@@ -99,9 +99,9 @@ def ppo(
     """
     from puna.data.prompts import read_prompts
     from puna.train import sinks
-    from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, usual_beta, weights_digest
+    from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, usual_beta
     from puna.train.run_config import read_config
-    from puna.train.starting import open_start
+    from puna.train.starting import open_start, weights_digest
 
     asked = {"tensorboard": ""} if tensorboard else {}
     if wandb is not None:
@@ -188,8 +188,7 @@ def _reward_model(model: str, start: Checkpoint) -> str:
 
 
 def _scorer_digest(config: PPOConfig) -> str:
-    from puna.train.ppo.config import scorers_digest
-    from puna.train.starting import open_start
+    from puna.train.starting import open_start, scorers_digest
 
     return scorers_digest(
         [open_start(each) for each in (config.helpfulness, config.safety) if each]

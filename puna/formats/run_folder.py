@@ -29,13 +29,18 @@ def detect(path: Path) -> bool:
     return path.is_dir() and (path / _FOLDER).is_dir() and bool(steps_saved(path))
 
 
-def read(path: Path) -> Checkpoint:
-    """The newest checkpoint that has a manifest, which is written last; its path is the step's."""
+def newest(path: Path) -> Path:
+    """The newest checkpoint of a run that has a manifest, which is written last."""
     steps = [n for n in steps_saved(path) if (checkpoint_path(path, n) / MANIFEST).is_file()]
-    newest = checkpoint_path(path, (steps or steps_saved(path))[-1])
-    if peft.detect(newest):
-        problem = f"the run trained a LoRA adapter: open its base, with --lora {newest}"
-        raise FormatError(path, newest.name, 0, problem)
-    checkpoint = sharded.read(newest) if sharded.detect(newest) else huggingface.read(newest)
-    note = f"this is {newest.name}, the newest checkpoint of the run"
+    return checkpoint_path(path, (steps or steps_saved(path))[-1])
+
+
+def read(path: Path) -> Checkpoint:
+    """The newest checkpoint; its path is the step's."""
+    step = newest(path)
+    if peft.detect(step):
+        problem = f"the run trained a LoRA adapter: open its base, with --lora {path}"
+        raise FormatError(path, step.name, 0, problem)
+    checkpoint = sharded.read(step) if sharded.detect(step) else huggingface.read(step)
+    note = f"this is {step.name}, the newest checkpoint of the run"
     return replace(checkpoint, notes=(*checkpoint.notes, note))

@@ -33,7 +33,7 @@ from puna.train.loop import Settings
 from puna.train.losses import perplexity
 from puna.train.run_config import RunConfig, read_config, write_run
 from puna.train.running import Share, run_stage
-from puna.train.starting import lora_network, open_start, start_weights
+from puna.train.starting import lora_network, open_start, start_weights, weights_digest
 from puna.train.window_loss import head_loss_sum, hidden_states
 
 _TRAINED, _HELD_OUT = "dialogs", "held_out"  # folders of the run
@@ -43,10 +43,11 @@ _TRAINED, _HELD_OUT = "dialogs", "held_out"  # folders of the run
 class SFTConfig(RunConfig):
     """A fine-tuning run as resolved. Batches are of windows of `context_length` positions, packed
     with dialogs; `start` is the path of the model that it begins from; with `lora` pairs are
-    trained beside that, in one process."""
+    trained beside that, in one process, and `start_digest` is what its weights are known by."""
 
     context_length: int = 0
     start: str = ""
+    start_digest: str = ""
     lora: LoRASettings | None = None
 
     stage = "sft"
@@ -176,6 +177,8 @@ def num_windows(data: Data, context_length: int) -> int:
 
 def prepare(run: Path, config: SFTConfig, data: Data, vocabulary: Vocabulary) -> None:
     """Makes the run's folder: config, tokenizer, encoded dialogs. Nothing is left if it fails."""
+    if config.lora is not None:
+        config = replace(config, start_digest=weights_digest(open_start(config.start)))
     with atomic_directory(run) as folder:
         data.trained.save(folder / _TRAINED)
         data.held_out.save(folder / _HELD_OUT)
@@ -216,9 +219,16 @@ def make_stage(run: Path, config: SFTConfig, share: Share) -> SFT:
 
 
 def _with_pairs(config: SFTConfig) -> Llama:
+    """Pairs mean something only beside the weights that they were trained with."""
     assert config.lora is not None
+    start = _start(config)
+    if weights_digest(start) != config.start_digest:
+        raise ValueError(
+            f"the weights of {config.start} are not those that the run's adapter was begun beside; "
+            "bring them back, or correct 'start' in its config.json"
+        )
     generator = torch.Generator().manual_seed(config.seed)
-    return lora_network(_start(config), config.lora, config.settings.device, generator)
+    return lora_network(start, config.lora, config.settings.device, generator)
 
 
 def first_weights(config: SFTConfig, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from puna import heads as scalar_heads
 from puna.config import ModelConfig
 from puna.engine.gpu.loading import read_network
 from puna.formats import Checkpoint, open_checkpoint
+from puna.formats.checkpoint import LazyTensor
 from puna.formats.network import load_model, read_tensor
 from puna.hub.locate import locate
 from puna.lora import LoRASettings, attach
@@ -47,6 +49,23 @@ def start_weights(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[tu
     """The named weights as fp32, read one at a time, for `Part.fill` and `make_trainee`."""
     for name in names:
         yield name, read_tensor(checkpoint.tensors[name]).float()
+
+
+def weights_digest(start: Checkpoint) -> str:
+    """What a model's weights are known by, heads left out: another text for any other weights."""
+    return _digest([start.tensors[name] for name in start.config.tensor_shapes()])
+
+
+def scorers_digest(scorers: Sequence[Checkpoint]) -> str:
+    """The same of reward models, with their heads."""
+    return _digest([each.tensors[name] for each in scorers for name in sorted(each.tensors)])
+
+
+def _digest(tensors: Sequence[LazyTensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.read().data)
+    return digest.hexdigest()
 
 
 def lora_network(

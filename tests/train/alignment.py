@@ -16,8 +16,9 @@ from puna.formats import huggingface, open_checkpoint
 from puna.formats.network import as_checkpoint
 from puna.model import Llama, initialize
 from puna.tokenizer import Vocabulary
-from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, weights_digest
+from puna.train.ppo.config import PPOConfig, ppo_settings, prepare
 from puna.train.sampling import Dialog
+from puna.train.starting import weights_digest
 
 MODEL = ModelConfig(32, 2, 4, 2, 48, vocab_size=420, context_length=48)
 PROMPTS = [

@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from puna.attention import causal
+from puna.commands.models import opened_adapter
 from puna.commands.sft import sft as command
 from puna.engine.gpu.loading import read_linear
-from puna.formats import FormatError, open_checkpoint
+from puna.formats import FormatError, open_checkpoint, save_checkpoint
 from puna.formats.adapters import merged, open_adapter
 from puna.formats.checkpoint import LazyTensor
-from puna.formats.network import load_model, state_tensors
+from puna.formats.network import as_checkpoint, load_model, state_tensors
 from puna.lora import TARGETS, LoRALinear, LoRASettings, attach, layers_of, trained
 from puna.quantize.linear import QuantizedLinear
 from puna.quantize.rounding import round_to_nearest
@@ -34,7 +35,7 @@ from puna.train.sft import run_config, sft
 from puna.train.starting import lora_network, open_start
 from tests.samples import random_model, small_config
 from tests.train.runs import losses
-from tests.train.sft_runs import new_run, write_dialogs
+from tests.train.sft_runs import MODEL, new_run, write_dialogs
 
 PAIRS = LoRASettings(rank=3, alpha=6)
 
@@ -175,6 +176,24 @@ def test_resumed_is_bit_identical(tmp_path: Path, vocabulary: Vocabulary, finish
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         files = [checkpoint_path(path, 6) / name for path in (run, finished)]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_pairs_go_on_only_beside_their_base(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    run = new_run(tmp_path, vocabulary, lora=PAIRS)
+    other = random_model(MODEL, seed=1)
+    save_checkpoint(as_checkpoint(other, tmp_path, vocabulary), tmp_path / "other", "huggingface")
+    (tmp_path / "start").rename(tmp_path / "was")
+    (tmp_path / "other").rename(tmp_path / "start")
+    with pytest.raises(ValueError, match=r"not those that the run's adapter was begun beside"):
+        sft(run)
+
+
+def test_a_run_is_the_adapter_that_it_trained(finished: Path) -> None:
+    step = checkpoint_path(finished, 6)
+    named, whole = opened_adapter(f"{finished}:0.5"), open_adapter(step)
+    assert named.path == whole.path
+    for name, pair in whole.parts.items():
+        assert named.parts[name].scale == pair.scale / 2
 
 
 @pytest.mark.parametrize("base", ["int8", "int4"])

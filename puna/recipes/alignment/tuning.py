@@ -16,7 +16,7 @@ from puna.recipes.alignment.scorers import Gold, known_scorers, needed_scorers
 from puna.train.log import read_log
 from puna.train.loop import Settings
 from puna.train.plot import plot_loss
-from puna.train.ppo.config import PPOConfig, ppo_settings, usual_beta, weights_digest
+from puna.train.ppo.config import PPOConfig, ppo_settings, usual_beta
 from puna.train.ppo.config import prepare as prepare_ppo
 from puna.train.ppo.early_stopping import best_step, evaluations
 from puna.train.ppo.plot import plot_ppo
@@ -30,7 +30,7 @@ from puna.train.producers import rejection_sampling
 from puna.train.run_config import read_config
 from puna.train.schedule import steps_for
 from puna.train.sft import SFTConfig, num_windows, prepare, read_data, run_config, sft
-from puna.train.starting import open_start
+from puna.train.starting import open_start, weights_digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from puna.config import ModelConfig
 from puna.data.prompts import Prompt
-from puna.formats.checkpoint import Checkpoint, LazyTensor
+from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
 from puna.lora import LoRASettings
 from puna.train.loop import Settings
@@ -170,23 +169,6 @@ def prepare(run: Path, config: PPOConfig, start: Checkpoint, prompts: Sequence[P
         write_run(folder, config, tokenizer.vocabulary)
         (folder / PROMPTS).write_text("".join(_line(prompt) for prompt in kept))
     return LeftOut(len(prompts) - len(fitting), len(fitting) - len(kept))
-
-
-def weights_digest(start: Checkpoint) -> str:
-    """What a model's weights are known by, heads left out: another text for any other weights."""
-    return _digest([start.tensors[name] for name in start.config.tensor_shapes()])
-
-
-def scorers_digest(scorers: Sequence[Checkpoint]) -> str:
-    """The same of reward models, with their heads."""
-    return _digest([each.tensors[name] for each in scorers for name in sorted(each.tensors)])
-
-
-def _digest(tensors: Sequence[LazyTensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(tensor.read().data)
-    return digest.hexdigest()
 
 
 def _line(prompt: Prompt) -> str:

@@ -14,14 +14,14 @@ from puna.formats.run_folder import steps_saved
 from puna.heads import attach, heads_of
 from puna.model import Llama
 from puna.train.loop import train
-from puna.train.ppo.config import PROMPTS, PPOConfig, weights_digest
+from puna.train.ppo.config import PROMPTS, PPOConfig
 from puna.train.ppo.early_stopping import evaluations, stops_early
 from puna.train.ppo.scores import Scorers
 from puna.train.ppo.stage import PPO
 from puna.train.run_config import read_config, read_vocabulary
 from puna.train.running import check_machine
 from puna.train.single import Single
-from puna.train.starting import lora_network, open_start, start_network
+from puna.train.starting import lora_network, open_start, start_network, weights_digest
 
 
 def ppo(run: Path, scorers: Scorers, **options: Any) -> bool:
