@@ -33,9 +33,9 @@ from puna.formats.network import state_tensors
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.formats.safetensors_file import write_safetensors
 from puna.model import drawn
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import read_model, write_model
 from puna.train.checkpoints import RunState, moments_of, restore, verify

@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from puna.config import ModelConfig, preset
 from puna.parallel.fsdp import local
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, Part, take_part
 from puna.parallel.place import Place, leave, take_place
 from puna.parallel.recompute import RECOMPUTE
 from puna.plan.counts import flops_per_token
 from puna.plan.hardware import peak_tflops
+from puna.plan.layout import Layout
 from puna.train.loop import Settings, make_optimizer, optimizer_step
 from puna.train.several import Several
 from puna.train.watch import name_of, used_memory

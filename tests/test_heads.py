@@ -17,9 +17,9 @@ from puna.formats.network import as_checkpoint, load_model
 from puna.formats.saving import save_checkpoint
 from puna.heads import attach, drop_output, heads_of, scalar
 from puna.model import Llama
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.tokenizer import Vocabulary
 from puna.train.checkpoints import RunState, restore
 from puna.train.contracts import Trainee

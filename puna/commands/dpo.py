@@ -13,7 +13,7 @@ from puna.commands.progress import bar
 from puna.commands.ranks import is_first, said_once
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
-from puna.parallel.layout import Layout
+from puna.plan.layout import Layout
 
 if TYPE_CHECKING:
     from puna.tokenizer import Vocabulary

@@ -17,7 +17,7 @@ from puna.commands.progress import bar
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions
 from puna.data.preferences import FORMS
-from puna.parallel.layout import Layout, usual_batch
+from puna.plan.layout import Layout, usual_batch
 
 if TYPE_CHECKING:
     from puna.formats import Checkpoint

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from puna.parallel.layout import Layout, check_ranks, resolved
+from puna.plan.layout import Layout, check_ranks, resolved
 
 _JOB = "job.txt"
 

@@ -16,7 +16,7 @@ from puna.commands.ranks import is_first, said_once
 from puna.commands.render import facts_table
 from puna.commands.train_options import TrainOptions, train_options
 from puna.commands.train_run import train_run
-from puna.parallel.layout import Layout, usual_batch
+from puna.plan.layout import Layout, usual_batch
 
 if TYPE_CHECKING:
     from puna.lora import LoRASettings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from puna.parallel.layout import SCHEDULES, Layout, usual_micro_batch
+from puna.plan.layout import SCHEDULES, Layout, usual_micro_batch
 
 if TYPE_CHECKING:
     from puna.train.loop import Settings

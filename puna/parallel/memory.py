@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from puna.config import ModelConfig
 from puna.parallel.fsdp import local
-from puna.parallel.layout import SCHEDULES, Layout, check_model
 from puna.parallel.part import Options, Part, cut_part
 from puna.parallel.place import take_place
+from puna.plan.layout import SCHEDULES, Layout, check_model
 
 
 @dataclass(frozen=True, slots=True)

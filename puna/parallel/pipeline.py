@@ -19,8 +19,8 @@ from torch.distributed.pipelining import (
 )
 
 from puna.model import Llama, empty
-from puna.parallel.layout import SCHEDULES
 from puna.parallel.place import Place
+from puna.plan.layout import SCHEDULES
 
 Schedule = Schedule1F1B | ScheduleGPipe | ScheduleInterleaved1F1B
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.parallel.beats import PHASES
-from puna.parallel.layout import Layout, check_ranks
 from puna.parallel.ranks import meet
+from puna.plan.layout import Layout, check_ranks
 
 _T = TypeVar("_T")
 HANG_TIMEOUT = 300.0  # seconds that a rank may stand still; *ours*

@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 
 from puna.config import ModelConfig, ffn_dim
-from puna.parallel.layout import Layout, usual_micro_batch
 from puna.plan.counts import flops_per_token
+from puna.plan.layout import Layout, usual_micro_batch
 from puna.train.loop import Settings
 from puna.train.pretrain import PretrainConfig
 

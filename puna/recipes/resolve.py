@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from puna.config import ModelConfig, preset
-from puna.parallel.layout import Layout, usual_micro_batch
+from puna.plan.layout import Layout, usual_micro_batch
 from puna.train.loop import Settings
 from puna.train.pretrain import PretrainConfig
 

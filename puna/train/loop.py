@@ -15,8 +15,8 @@ from torch import Tensor
 
 from puna.lora import trained
 from puna.model import Llama
-from puna.parallel.layout import SCHEDULES, Layout
 from puna.parallel.recompute import RECOMPUTE
+from puna.plan.layout import SCHEDULES, Layout
 from puna.tokenizer import Vocabulary
 from puna.train import log
 from puna.train.checkpoints import RunState, restore
@@ -35,7 +35,7 @@ class Settings:
     """How a run optimises. Defaults are Llama 2's (arXiv 2307.09288, section 2.2).
 
     `dtype` is what matrix products are computed in, `float8` those of the blocks instead; weights
-    and optimizer stay fp32. `parallel` is the layout of several processes (`parallel.layout`), ""
+    and optimizer stay fp32. `parallel` is the layout of several processes (`plan.layout`), ""
     for one, `schedule` that of a pipeline in it; `recompute` is what the backward pass computes
     anew (`parallel.recompute`); `loss_chunk` of how many tokens there are logits at once, 0: of a
     whole piece. Intervals are in steps; an `eval_every` of 0 means only at the end, a

@@ -12,7 +12,7 @@ from puna.config import ModelConfig
 from puna.data.loader import batch_history
 from puna.formats.files import atomic_file
 from puna.formats.run_folder import steps_saved
-from puna.parallel.layout import (
+from puna.plan.layout import (
     Layout,
     check_data,
     check_model,

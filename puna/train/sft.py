@@ -26,7 +26,7 @@ from puna.formats.files import atomic_directory
 from puna.kernels.layouts import RUN
 from puna.lora import LoRASettings
 from puna.model import Llama
-from puna.parallel.layout import check_model
+from puna.plan.layout import check_model
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.log import Record
 from puna.train.loop import Settings

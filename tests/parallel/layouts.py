@@ -15,9 +15,9 @@ from puna.config import ModelConfig
 from puna.heads import next_token_logits
 from puna.model import Llama, drawn, initialize
 from puna.parallel.float8 import to_float8
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.train.loop import Settings, make_optimizer, optimizer_step
 from puna.train.losses import next_token_loss_sum
 from puna.train.several import Several

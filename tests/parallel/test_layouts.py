@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from puna.config import ModelConfig, preset
-from puna.parallel.layout import (
+from puna.parallel.place import first_to_say
+from puna.plan.layout import (
     Layout,
     check_data,
     check_model,
@@ -23,7 +24,6 @@ from puna.parallel.layout import (
     resolved,
     usual_micro_batch,
 )
-from puna.parallel.place import first_to_say
 from tests.parallel.conftest import Report
 from tests.parallel.layouts import CLIP, Case, alone, as_one_rank, together
 from tests.parallel.pool import Pool

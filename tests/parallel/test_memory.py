@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from puna.config import ModelConfig, preset
-from puna.parallel.layout import Layout
 from puna.parallel.memory import Memory, _Watch, count_memory
 from puna.parallel.part import Options, Part
+from puna.plan.layout import Layout
 from puna.train.losses import chunked_next_token_loss_sum
 
 CONFIG = ModelConfig(64, 4, 8, 4, 128, vocab_size=256, context_length=128)

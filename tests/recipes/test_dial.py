@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from puna.commands.recipes import Count
 from puna.config import ffn_dim, preset
-from puna.parallel.layout import Layout, check_model
+from puna.plan.layout import Layout, check_model
 from puna.recipes.dial import dial, scaled, shape
 from puna.recipes.plan import plan
 from puna.train.pretrain import PretrainConfig

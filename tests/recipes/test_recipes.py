@@ -14,8 +14,8 @@ from puna.commands.pretrain import pretrain as command
 from puna.commands.render import human_count
 from puna.config import PRESETS, preset
 from puna.model import empty
-from puna.parallel.layout import Layout
 from puna.plan.counts import flops_per_token
+from puna.plan.layout import Layout
 from puna.recipes import RECIPES, WITH_SOURCES
 from puna.recipes.plan import plan
 from puna.recipes.resolve import OPTIONS, resolve

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from puna.config import ModelConfig
 from puna.parallel.fsdp import local
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.tokenizer.sentencepiece_model import read_model
 from puna.train.checkpoints import RunState, restore
 from puna.train.loop import Settings, make_optimizer

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from puna.model import drawn
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, take_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.train.loop import make_optimizer, optimizer_step
 from puna.train.several import Several
 from puna.train.watch import Watch

@@ -18,9 +18,9 @@ from puna.formats import open_checkpoint
 from puna.formats.run_folder import checkpoint_path
 from puna.model import empty
 from puna.parallel.fsdp import box_of
-from puna.parallel.layout import Layout
 from puna.parallel.part import Options, cut_part
 from puna.parallel.place import take_place
+from puna.plan.layout import Layout
 from puna.tokenizer import Vocabulary
 from puna.tokenizer.sentencepiece_model import write_model
 from puna.train import checkpoints

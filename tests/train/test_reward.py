@@ -23,7 +23,7 @@ from puna.engine.llm import LLM
 from puna.formats import huggingface, open_checkpoint
 from puna.formats.network import as_checkpoint, load_model
 from puna.heads import attach, scalar
-from puna.parallel.layout import Layout
+from puna.plan.layout import Layout
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import read_log

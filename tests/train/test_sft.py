@@ -21,7 +21,7 @@ from puna.data.packing import Packs
 from puna.formats import open_checkpoint
 from puna.formats.network import load_model
 from puna.heads import next_token_logits
-from puna.parallel.layout import Layout, usual_batch
+from puna.plan.layout import Layout, usual_batch
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import checkpoint_path, steps_saved
 from puna.train.log import Record, read_log

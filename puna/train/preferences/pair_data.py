@@ -10,7 +10,7 @@ from pathlib import Path
 from puna.data.pairs import EncodedPairs, encode_pairs
 from puna.data.preference_mix import mixed, split_by_prompt
 from puna.data.preferences import Comparison, read_comparisons
-from puna.parallel.layout import Layout
+from puna.plan.layout import Layout
 from puna.tokenizer import Tokenizer
 
 NOT_HELD_OUT = "prompts that are held out"
