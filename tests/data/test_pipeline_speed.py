@@ -11,11 +11,12 @@ from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherRepetitionFilter
 
+from puna.data.ngrams import HashSet, ngram_hashes
 from puna.data.pipeline.contamination import IndexEvaluation
 from puna.data.pipeline.duplicates import minhash_signatures
-from puna.data.pipeline.ngrams import WORD, HashSet, WordHashes, ngram_hashes
 from puna.data.pipeline.repetition import Repetition
 from puna.data.pipeline.settings import Decontaminate, Minhash
+from puna.data.pipeline.word_hashes import WORD, WordHashes
 from puna.data.pipeline.words import Words
 from tests.data.corpus import FRENCH, GERMAN, prose, web
 

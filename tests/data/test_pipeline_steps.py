@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from puna.data.ngrams import ngram_hashes
 from puna.data.pipeline import executors
 from puna.data.pipeline.config import Run, config_from_dict
 from puna.data.pipeline.gutenberg import strip_gutenberg
 from puna.data.pipeline.kinds import KINDS
-from puna.data.pipeline.ngrams import WordHashes, ngram_hashes
 from puna.data.pipeline.personal import scrub
 from puna.data.pipeline.plan import make_plan
 from puna.data.pipeline.steps import STEPS, phases
 from puna.data.pipeline.tokenizing import mix_weights
+from puna.data.pipeline.word_hashes import WordHashes
 from puna.data.pipeline.words import Words
 from tests.data.corpus import prose, wrapped
 

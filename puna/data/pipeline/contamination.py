@@ -21,11 +21,12 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from numpy.typing import NDArray
 
+from puna.data.ngrams import HashSet, ngram_hashes
 from puna.data.pipeline.config import Source
 from puna.data.pipeline.measured import Dropped
-from puna.data.pipeline.ngrams import WORD, HashSet, WordHashes, ngram_hashes
 from puna.data.pipeline.readers import suffix_of
 from puna.data.pipeline.settings import Decontaminate
+from puna.data.pipeline.word_hashes import WORD, WordHashes
 from puna.data.text import documents, records
 
 _NO_DATA = ("readme", "licence", "license")

@@ -1,32 +1,11 @@
-"""Hashes of word n-grams, of whole texts at once."""
+"""Hashes of n-grams, of whole texts at once, and which of them are known."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-WORD = re.compile(r"\w+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0 modulo 2^64
-
-
-class WordHashes:
-    """64-bit hashes of words, each computed once; case does not matter."""
-
-    def __init__(self) -> None:
-        self._known = _Known()
-
-    def of(self, words: Sequence[str]) -> NDArray[np.uint64]:
-        return np.fromiter(map(self._known.__getitem__, words), np.uint64, len(words))
-
-
-class _Known(dict[str, int]):
-    def __missing__(self, word: str) -> int:
-        value = self[word] = xxhash.xxh64_intdigest(word.lower())
-        return value
 
 
 def ngram_hashes(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
