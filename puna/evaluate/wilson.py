@@ -7,9 +7,10 @@ import math
 Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
-def wilson(successes: int, count: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(successes: float, count: int, z: float = Z_95) -> tuple[float, float]:
     """The score interval (Wilson 1927) of a share; (0, 1) where nothing was counted.
 
+    A tie may count as half a success: the interval is then wider than it need be.
     Raises ValueError where there are more successes than were counted.
     """
     if not 0 <= successes <= count:
