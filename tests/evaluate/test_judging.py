@@ -300,12 +300,18 @@ def test_a_reward_model_judges_each_answer_alone(tmp_path: Path) -> None:
         seen.extend(dialog[-1].content for dialog in dialogs)
         return [float(len(dialog[-1].content)) for dialog in dialogs]
 
-    records = score_pairs(tmp_path / "s.jsonl", asked, scores, {})
+    records = score_pairs(tmp_path / "s.jsonl", asked, scores, lambda _: True, {})
     assert [r["winner"] for r in records] == ["tie", "tie"]
     assert records[0]["scores"] == {"model": 11.0, "opponent": 11.0}
     assert seen == ["x [ INST] y", "long answer", "b", "b"]
     outcome = compared(asked, records, title="t")
     assert outcome.counts["ties"] == 2 and "flipped" not in outcome.counts
+    asked[0] = Turn(SCRIPTS[1], ("much too long",), ("short",))
+    asked[1] = Turn(SCRIPTS[2], ("longer",), ("b",))
+    records = score_pairs(
+        tmp_path / "t.jsonl", asked, scores, lambda dialog: "much" not in dialog[-1].content, {}
+    )
+    assert [r["winner"] for r in records] == [None, "model"]
 
 
 def test_judging_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from puna.chat import Message
-from puna.data.text import records
-from puna.evaluate.judging.dialogs import Script
+from puna.evaluate.judging.dialogs import Script, read_scripts
 from puna.formats.resumable import Record, resumable
 
 _CHUNK = 32  # dialogs that grow together, and are kept together (ours)
@@ -46,7 +45,7 @@ def answer(
         return [_record(*pair) for pair in zip(part, given, strict=True)]
 
     resumable(path, settings, scripts, work, chunk=_CHUNK, advance=advance)
-    return [tuple(record["answers"]) for record in records(path)]
+    return [script.answers for script in read_scripts(path)]
 
 
 def _record(script: Script, answers: Sequence[str]) -> Record:
@@ -55,5 +54,4 @@ def _record(script: Script, answers: Sequence[str]) -> Record:
         "id": script.id,
         "category": script.category,
         "messages": [{"role": message.role, "content": message.content} for message in messages],
-        "answers": list(answers),
     }

@@ -26,6 +26,7 @@ Ask = Callable[[Sequence[Message]], str]
 # Whole dialogs, each ending with an answer -> how good it is, on any one scale.
 Scores = Callable[[Sequence[Sequence[Message]]], list[float]]
 _SCORED_TOGETHER = 16  # turns that a scorer gets, and whose judgements are kept, at once (ours)
+_TOO_LONG: Record = {"winner": None, "text": "(does not fit the context of the judge)"}
 _T = TypeVar("_T")
 
 
@@ -128,32 +129,39 @@ def score_pairs(
     path: Path,
     turns: Sequence[Turn],
     scores: Scores,
+    fits: Callable[[Sequence[Message]], bool],
     settings: Record,
     *,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """Writes `path`: one judgement of each turn by a reward model, which sees each answer alone, so
-    that there is no order to be swapped: the higher score wins. Resumable; gives all of them."""
+    that there is no order to be swapped: the higher score wins. `winner` is None where a dialog
+    does not fit the model (`fits`). Resumable; gives all of them."""
 
     def work(part: Sequence[Turn]) -> list[Record]:
-        dialogs = [
-            [_without_tags(message) for message in turn.script.answered(answers)]
+        pairs = [
+            [
+                [_without_tags(message) for message in turn.script.answered(answers)]
+                for answers in (turn.model, turn.opponent)
+            ]
             for turn in part
-            for answers in (turn.model, turn.opponent)
         ]
-        found = scores(dialogs)
-        pairs = zip(found[::2], found[1::2], strict=True)
+        fitting = [all(map(fits, pair)) for pair in pairs]
+        found = iter(
+            scores([d for pair, fit in zip(pairs, fitting, strict=True) if fit for d in pair])
+        )
         return [
-            _record(turn)
-            | {
-                "winner": "tie" if ours == theirs else "model" if ours > theirs else "opponent",
-                "scores": {"model": ours, "opponent": theirs},
-            }
-            for turn, (ours, theirs) in zip(part, pairs, strict=True)
+            _record(turn) | (_scored(next(found), next(found)) if fit else _TOO_LONG)
+            for turn, fit in zip(part, fitting, strict=True)
         ]
 
     resumable(path, settings, turns, work, chunk=_SCORED_TOGETHER, advance=advance)
     return list(records(path))
+
+
+def _scored(ours: float, theirs: float) -> Record:
+    winner = "tie" if ours == theirs else "model" if ours > theirs else "opponent"
+    return {"winner": winner, "scores": {"model": ours, "opponent": theirs}}
 
 
 def _asked(

@@ -98,10 +98,8 @@ def rated(
         "unread": len(judgements) - len(ratings),
         "turns": len(turns),
     }
-    notes = []
-    if ratings:
-        mean = sum(ratings.values()) / len(ratings)
-        notes.append(f"a mean rating of {mean * _BEST_RATING:.2f} of {_BEST_RATING}")
+    mean = sum(ratings.values()) / max(len(ratings), 1)
+    notes = [f"a mean rating of {mean * _BEST_RATING:.2f} of {_BEST_RATING}"]
     return _outcome(turns, {"rating": ratings}, counts, title, notes, seed)
 
 
@@ -116,10 +114,10 @@ def _outcome(
     """`metrics` are values by a turn's id; the first counts."""
     metric = next(iter(metrics))
     counted = metrics[metric]
+    if not counted:
+        notes = ["no turn has judgements that can be read: there is no figure"]
     if counts["unread"]:
         notes.append(f"{counts['unread']} of {counts['judgements']} judgements cannot be read")
-    if not counted:
-        notes.insert(0, "no turn has judgements that can be read: there is no figure")
     groups: dict[str, list[Turn]] = {}
     for turn in turns:
         if turn.id in counted:

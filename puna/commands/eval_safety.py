@@ -1,0 +1,259 @@
+"""`puna eval safety`: toxicity, sentiment by group, truth, and what a model declines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from puna.chat import Message
+from puna.commands.evaluations import begin, keep
+from puna.commands.progress import bar
+from puna.commands.writing import Writer, Writing, open_writer, writing_options
+
+if TYPE_CHECKING:
+    from puna.evaluate.results import Results, Score, TaskResult
+    from puna.evaluate.safety.tasks import Benchmark, Measure
+
+_JUDGE_TOKENS = 3  # of "yes" or "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Classifiers:
+    """What measures, by name; None is our lexicon, or of a judge, no judging."""
+
+    toxicity: str | None
+    sentiment: str | None
+    truth: str | None
+    information: str | None
+
+
+@click.command(name="safety")
+@click.option("--model", "-m", required=True, metavar="MODEL", help="The model that is measured.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder with toxigen/, bold/ and truthfulqa/; without it only refusals are measured.",
+)
+@click.option(
+    "--requests",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Requests to decline (is_safety true) and look-alikes, JSONL.  [default: Puna's own]",
+)
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Give the prompts of all benchmarks as messages of a user, not as a text to go on with.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only N prompts, drawn, of each group of a benchmark.",
+)
+@click.option(
+    "--toxicity-classifier",
+    metavar="MODEL",
+    help="A sequence classifier of transformers, here or on the hub (the paper's is "
+    "tomh/toxigen_roberta).  [default: a lexicon]",
+)
+@click.option(
+    "--sentiment-classifier",
+    metavar="MODEL",
+    help="vader, as the paper has it, or a classifier of transformers.  [default: a lexicon]",
+)
+@click.option(
+    "--truth-judge",
+    metavar="MODEL",
+    help="A model that says whether an answer is true, with --information-judge "
+    "(allenai/truthfulqa-truth-judge-llama2-7B).  [default: no judging]",
+)
+@click.option(
+    "--information-judge",
+    metavar="MODEL",
+    help="A model that says whether it is informative (allenai/truthfulqa-info-judge-llama2-7B).",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder of the result; the same command goes on with one that was begun.",
+)
+@writing_options(temperature=0.1, top_p=0.9, max_tokens=64)
+def safety_command(
+    model: str,
+    data: Path | None,
+    requests: Path | None,
+    chat: bool,
+    limit: int | None,
+    toxicity_classifier: str | None,
+    sentiment_classifier: str | None,
+    truth_judge: str | None,
+    information_judge: str | None,
+    out: Path,
+    writing: Writing,
+    as_json: bool,
+) -> None:
+    """Measure how safe what a model writes is.
+
+    ToxiGen and BOLD, judged answers to TruthfulQA, and the rates at which it declines what it
+    should and what only looks harmful. Where no classifier is named a small lexicon measures,
+    which sees words and not what is meant; the results say so.
+    """
+    if (truth_judge is None) != (information_judge is None):
+        raise click.UsageError("--truth-judge and --information-judge go together")
+    if truth_judge is not None and data is None:
+        raise click.UsageError("--truth-judge needs --data, where TruthfulQA's questions are")
+    begun = time.monotonic()
+    by = Classifiers(toxicity_classifier, sentiment_classifier, truth_judge, information_judge)
+    settings = {
+        "model": model,
+        "data": None if data is None else str(data),
+        "requests": None if requests is None else str(requests),
+        "chat": chat,
+        "limit": limit,
+        **dataclasses.asdict(by),
+        "writing": writing.as_settings(),
+    }
+    jobs = _jobs(data, requests, by, limit, writing, chat)
+    begin(out, settings)
+    results = keep(
+        out, model, "safety", settings, _run(jobs, out, model, writing), time.monotonic() - begun
+    )
+    click.echo(json.dumps(dataclasses.asdict(results)) if as_json else _shown(results))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A benchmark, what measures it, and what ends what is written."""
+
+    benchmark: Benchmark
+    measure: Callable[[], Measure]
+    stop: tuple[str, ...] = ()
+
+
+def _jobs(
+    data: Path | None,
+    requests: Path | None,
+    by: Classifiers,
+    limit: int | None,
+    writing: Writing,
+    chat: bool,
+) -> list[_Job]:
+    from puna.evaluate.safety.bold import bold, sentiment
+    from puna.evaluate.safety.classifiers import sentiment_classifier
+    from puna.evaluate.safety.classifiers import toxicity_classifier as toxicity_of
+    from puna.evaluate.safety.refusals import REQUESTS, declining, refusal
+    from puna.evaluate.safety.toxigen import toxicity, toxigen
+    from puna.evaluate.safety.truthfulqa import truthfulqa
+
+    def lists() -> Measure:
+        return toxicity(toxicity_of(by.toxicity, writing.device))
+
+    def sentences() -> Measure:
+        return sentiment(sentiment_classifier(by.sentiment, writing.device))
+
+    jobs = [
+        _Job(benchmark, partial(declining, benchmark.metric))
+        for benchmark in refusal(requests or REQUESTS, limit, writing.seed)
+    ]
+    if data is None:
+        return jobs
+    ends = () if chat else ("\n",)
+    texts = [
+        _Job(toxigen(data, limit, writing.seed), lists, ends),
+        _Job(bold(data, limit, writing.seed), sentences, ends),
+    ]
+    if by.truth is not None:
+        judged = partial(_truth, by, writing)
+        texts.append(_Job(truthfulqa(data, limit, writing.seed), judged, ends))
+    if chat:
+        texts = [replace(job, benchmark=_as_messages(job.benchmark)) for job in texts]
+    return [*jobs, *texts]
+
+
+def _as_messages(benchmark: Benchmark) -> Benchmark:
+    items = [replace(item, prompt=(Message("user", item.question),)) for item in benchmark.items]
+    return replace(benchmark, items=items, notes=(*benchmark.notes, "asked as a user's message"))
+
+
+def _run(jobs: Sequence[_Job], out: Path, model: str, writing: Writing) -> list[TaskResult]:
+    """All benchmarks: first the model writes, then, when it is no longer loaded, others measure."""
+    from puna.evaluate.safety.tasks import generate, measure
+
+    fitting, written, identity = [], [], {}
+    writer = open_writer(model, writing)
+    for job in jobs:
+        benchmark = _fitting(job.benchmark, writer)
+        with bar(f"{benchmark.name}: writing", total=len(benchmark.items)) as advance:
+            texts = generate(
+                out,
+                benchmark,
+                partial(writer.write, stop=job.stop),
+                writer.identity | {"stop": job.stop},
+                advance=advance,
+            )
+        fitting.append(benchmark)
+        written.append(texts)
+    identity = writer.identity
+    del writer
+    results = []
+    for job, benchmark, texts in zip(jobs, fitting, written, strict=True):
+        by = job.measure()
+        with bar(f"{benchmark.name}: measuring", total=len(texts)) as advance:
+            results.append(measure(out, benchmark, texts, by, identity, advance=advance))
+    return results
+
+
+def _fitting(benchmark: Benchmark, writer: Writer) -> Benchmark:
+    """The benchmark without what leaves no room for a reply; ValueError where nothing does."""
+    items = [item for item in benchmark.items if writer.fits(item.prompt)]
+    missing = len(benchmark.items) - len(items)
+    if not items:
+        raise ValueError(
+            f"no prompt of {benchmark.name} leaves room for --max-tokens in the model's context"
+        )
+    if not missing:
+        return benchmark
+    note = f"{missing:,} of {len(benchmark.items):,} prompts do not fit the model's context"
+    return replace(benchmark, items=items, notes=(*benchmark.notes, note))
+
+
+def _truth(by: Classifiers, writing: Writing) -> Measure:
+    from puna.evaluate.safety.truthfulqa import truth
+
+    yes_or_no = replace(writing, tokenizer=None, temperature=0.0, max_tokens=_JUDGE_TOKENS)
+    judges = [open_writer(str(name), yes_or_no).write for name in (by.truth, by.information)]
+    return truth(f"{by.truth} and {by.information}", *judges)
+
+
+def _shown(results: Results) -> str:
+    """Each figure with its interval, groups below it, and what a reader must know."""
+    lines: list[str] = []
+    for task in results.tasks:
+        lines += ["", task.title]
+        lines += [_line(name, name, score) for name, score in task.metrics.items()]
+        lines += [_line(f"  {name}", task.metric, score) for name, score in task.groups.items()]
+        lines += [f"- {note}" for note in task.notes]
+    return "\n".join(lines[1:])
+
+
+def _line(label: str, metric: str, score: Score) -> str:
+    from puna.evaluate.safety.tasks import MEANS, interval
+
+    form = "6.3f" if metric in MEANS else "6.1%"
+    low, high = interval(metric, score)
+    return (
+        f"{label:<44} {score.value:{form}}  ({low:{form[1:]}} to {high:{form[1:]}})"
+        f" of {score.questions:,}"
+    )
