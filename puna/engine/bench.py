@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,7 @@ def measure(
         raise ValueError(
             f"{longest} tokens ({_STEPS} after the context) are more than the model's {most}"
         )
-    seconds = [_seconds(runner, 1, 0, prompt, 1) for _ in range(rounds + 1)][1:]
+    seconds = [seconds_of(runner, 1, 0, prompt, 1) for _ in range(rounds + 1)][1:]
     yield Speed("prompt", 1, 0, prompt / statistics.median(seconds))
     on_job()
     weights = _read_bytes(checkpoint)
@@ -70,7 +71,7 @@ def measure(
             for _ in range(rounds + 1):
                 if num_threads is not None:
                     limits.append(read_bandwidth(num_threads))
-                seconds.append(_seconds(runner, batch, context, 1, _STEPS) / _STEPS)
+                seconds.append(seconds_of(runner, batch, context, 1, _STEPS) / _STEPS)
             step = statistics.median(seconds[1:])
             limit = statistics.median(limits[1:]) if limits else None
             read = weights + batch * (context + _STEPS // 2) * runner.token_bytes
@@ -80,16 +81,27 @@ def measure(
 
 def read_bandwidth(num_threads: int, size: int = _MEMORY) -> float:
     """Bytes a second that so many threads together read from memory."""
-    memory = np.ones(size // 8, np.int64)
-    parts = np.array_split(memory, num_threads)
+    with reading(num_threads, size) as seconds:
+        return size / seconds()
+
+
+@contextlib.contextmanager
+def reading(num_threads: int, size: int = _MEMORY) -> Iterator[Callable[[], float]]:
+    """A function that reads `size` bytes of memory with so many threads, and says how long it
+    took. They were read once before."""
+    parts = np.array_split(np.ones(size // 8, np.int64), num_threads)
     with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(np.max, parts))
-        started = time.perf_counter()
-        list(pool.map(np.max, parts))
-        return memory.nbytes / (time.perf_counter() - started)
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            list(pool.map(np.max, parts))
+            return time.perf_counter() - started
+
+        seconds()
+        yield seconds
 
 
-def _seconds(runner: Runner, batch: int, begin: int, length: int, steps: int) -> float:
+def seconds_of(runner: Runner, batch: int, begin: int, length: int, steps: int) -> float:
     """Of `steps` steps in which each of `batch` sequences gets `length` tokens, from `begin` on.
 
     Pages hold what they hold: reading them takes the same time.
