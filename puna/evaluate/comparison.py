@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puna.evaluate.paired import Paired, holm, paired
@@ -27,7 +27,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TaskComparison:
-    """A task: `result` by the metric that counts, and `p_holm`, corrected for all tasks."""
+    """A task: `result` by the metric that counts, and `p_holm`, corrected for all tasks.
+
+    `left_out` counts the questions of which a run could not measure the answer.
+    """
 
     task: str
     title: str
@@ -35,6 +38,7 @@ class TaskComparison:
     metric: str
     result: Paired
     p_holm: float
+    left_out: int
     examples: tuple[Example, ...]
 
 
@@ -65,25 +69,31 @@ def compare_runs(a: Path, b: Path) -> RunComparison:
         )
     for name in both:
         _check_same_task(of_a[name], of_b[name])
-    pairs = [_pairs(a, b, of_a[name]) for name in both]
-    results = [_result(each, of_a[name].metric) for name, each in zip(both, pairs, strict=True)]
-    corrected = holm([result.p for result in results])
-    tasks = []
-    for name, each, result, p in zip(both, pairs, results, corrected, strict=True):
-        task = of_a[name]
-        examples = _examples(each, task.metric)
-        tasks.append(TaskComparison(name, task.title, task.shots, task.metric, result, p, examples))
+    compared = [_compared(a, b, of_a[name]) for name in both]
+    corrected = holm([each.result.p for each in compared])
     return RunComparison(
         before.model,
         after.model,
-        tuple(tasks),
+        tuple(replace(each, p_holm=p) for each, p in zip(compared, corrected, strict=True)),
         only_a=tuple(name for name in of_a if name not in of_b),
         only_b=tuple(name for name in of_b if name not in of_a),
     )
 
 
-def _result(pairs: list[tuple[Sample, Sample]], metric: str) -> Paired:
-    return paired([x.metrics[metric] for x, _ in pairs], [y.metrics[metric] for _, y in pairs])
+def _compared(a: Path, b: Path, task: TaskResult) -> TaskComparison:
+    """A task by itself: as if it were the only one."""
+    asked, metric = _pairs(a, b, task), task.metric
+    pairs = [pair for pair in asked if all(metric in sample.metrics for sample in pair)]
+    try:
+        result = paired(
+            [x.metrics[metric] for x, _ in pairs], [y.metrics[metric] for _, y in pairs]
+        )
+    except ValueError as error:
+        raise ValueError(f"{task.task}: {error}") from None
+    return TaskComparison(
+        task.task, task.title, task.shots, metric, result, result.p, len(asked) - len(pairs),
+        _examples(pairs, metric),
+    )  # fmt: skip
 
 
 def _check_same_task(a: TaskResult, b: TaskResult) -> None:
@@ -124,8 +134,6 @@ def _by_question(folder: Path, task: TaskResult) -> dict[tuple[str | None, str],
         key = (sample.group, sample.id)
         if key in found:
             raise ValueError(f"{folder}: {task.task} has question {sample.id} twice")
-        if task.metric not in sample.metrics:
-            raise ValueError(f"{folder}: {task.task} question {sample.id} has no {task.metric}")
         found[key] = sample
     return found
 

@@ -1,1 +1,1 @@
-"""Reports as pages of HTML that need nothing else: no script, no other file, light and dark."""
+"""Reports: Markdown, and pages of HTML that need nothing else: no script, no other file."""

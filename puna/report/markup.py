@@ -29,8 +29,13 @@ def element(name: str, *children: str, **attributes: str) -> Markup:
 
 
 def escaped(text: str) -> Markup:
-    """The text as HTML; characters that are not to be seen are U+FFFD."""
-    return text if isinstance(text, Markup) else Markup(html.escape(_UNSEEN.sub("\ufffd", text)))
+    """The text as HTML, as far as it is `visible`."""
+    return text if isinstance(text, Markup) else Markup(html.escape(visible(text)))
+
+
+def visible(text: str) -> str:
+    """The text with U+FFFD for characters that are not to be seen, or are none."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def joined(parts: list[Markup]) -> Markup:

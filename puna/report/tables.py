@@ -62,6 +62,23 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Markup:
     )  # fmt: skip
 
 
+def interval_bar(kind: str, value: float, ends: tuple[float, float] | None, label: str) -> Markup:
+    """A bar of one share of 1, with a line over its interval (`ends`; None: it has none)."""
+    shapes = [(kind, 0.0, max(value, 0.002), "0", "10")]
+    if ends is not None:
+        low, high = ends
+        shapes.append(("whisker", low, max(high - low, 0.002), "4.2", "1.6"))
+        shapes += [("whisker", min(end, 0.996), 0.004, "1.5", "7") for end in ends]
+    rects = [
+        element("rect", class_=name, x=f"{100 * x:.3f}", y=y, width=f"{100 * width:.3f}", height=h)
+        for name, x, width, y, h in shapes
+    ]
+    return element(
+        "svg", *rects, class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", role="img",
+        aria_label=label,
+    )  # fmt: skip
+
+
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     """What the (class, name) of bars' parts are."""
     return element(

@@ -28,11 +28,16 @@ def score(values: Sequence[float]) -> Score:
 def task(name: str, samples: Sequence[Sample], *, metric: str = "acc", **others: Any) -> TaskResult:
     """The figures of some samples, by group where they have any."""
     groups = sorted({s.group for s in samples if s.group})
+    metrics = dict.fromkeys(m for s in samples for m in s.metrics)
     values = {"title": name, "shots": 0, "metric": metric} | others
+
+    def of(name: str, chosen: Sequence[Sample]) -> Score:
+        return score([s.metrics[name] for s in chosen if name in s.metrics])
+
     return TaskResult(
         task=name,
-        metrics={m: score([s.metrics[m] for s in samples]) for m in samples[0].metrics},
-        groups={g: score([s.metrics[metric] for s in samples if s.group == g]) for g in groups},
+        metrics={m: of(m, samples) for m in metrics},
+        groups={g: of(values["metric"], [s for s in samples if s.group == g]) for g in groups},
         **values,
     )
 

@@ -76,13 +76,7 @@ def test_other_questions(a: Path, tmp_path: Path) -> None:
         compare_runs(a, twice)
 
 
-def test_a_question_without_its_metric(a: Path, tmp_path: Path) -> None:
-    wrong = [*samples(RIGHT_B)[:5], sample("5", 1.0, metric="f1")]
-    folder = write_run(tmp_path / "b", {"arc": samples(RIGHT_B)})
-    write_run(tmp_path / "c", {"arc": wrong[:5]})
-    (folder / "samples" / "arc.jsonl").write_text(
-        (tmp_path / "c" / "samples" / "arc.jsonl").read_text()
-        + '{"id": "5", "question": "", "answer": "", "given": "", "metrics": {"f1": 1.0}}\n'
-    )
-    with pytest.raises(ValueError, match="arc question 5 has no acc"):
-        compare_runs(a, folder)
+def test_answers_that_could_not_be_measured_are_left_out(a: Path, tmp_path: Path) -> None:
+    some = [*samples(RIGHT_B)[:5], dataclasses.replace(sample("5", 0.0), metrics={"other": 1.0})]
+    (arc,) = compare_runs(a, write_run(tmp_path / "b", {"arc": some})).tasks
+    assert (arc.result.count, arc.left_out, arc.result.down) == (5, 1, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from puna.report.markdown import plain, table
+
 _FOUND_WORDS = {
     "exact_duplicates": "documents that were there already",
     "near_duplicates": "near-duplicate documents",
@@ -43,7 +45,7 @@ def _sources(report: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     head = ["source", "licence", "documents in", "out", "M characters in", "out", "tokens",
             "share", "up-sampled", "share of the mix"]  # fmt: skip
-    return ["## Sources", "", *_table(head, rows), ""]
+    return ["## Sources", "", *table(head, rows), ""]
 
 
 def _steps(report: dict[str, Any]) -> list[str]:
@@ -59,35 +61,23 @@ def _steps(report: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         head = ["source", "documents in", "out", "characters dropped", "characters taken out",
                 "why dropped", "and"]  # fmt: skip
-        lines += [f"### {step}", "", *_table(head, rows), ""]
+        lines += [f"### {step}", "", *table(head, rows), ""]
     return lines
 
 
 def _examples(report: dict[str, Any]) -> list[str]:
     lines = ["## Examples of what was dropped", ""] if report["examples"] else []
     for example in report["examples"]:
-        title = f" ({_cell(example['title'])})" if example["title"] else ""
+        title = f" ({plain(example['title'])})" if example["title"] else ""
         lines.append(
-            f"- {example['step']}, {example['source']}: **{_cell(example['reason'])}**, "
+            f"- {example['step']}, {example['source']}: **{plain(example['reason'])}**, "
             f"`{example['id']}`{title}"
         )
         if example["excerpt"]:
-            lines += ["", f"  > {_cell(example['excerpt'])}", ""]
+            lines += ["", f"  > {plain(example['excerpt'])}", ""]
     return lines
 
 
 def _counts(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
-
-
-def _cell(text: str) -> str:
-    """Text from a document is text: no tables, links or tags of its own."""
-    for sign in "\\`*_[]<>|#":
-        text = text.replace(sign, f"\\{sign}")
-    return text

@@ -43,7 +43,7 @@ class AtLength:
 
 @dataclass(frozen=True, slots=True)
 class TaskContamination:
-    """A task, by the metric that counts, at each length."""
+    """A task at each length, by the metric that counts; `questions` are those that have it."""
 
     task: str
     title: str
@@ -104,8 +104,13 @@ def check(
     for task in results.tasks:
         own = slice(begin, begin + len(samples[task.task]))
         begin = own.stop
-        figures = np.array([s.metrics[task.metric] for s in samples[task.task]], np.float64)
-        at_lengths = tuple(_at(length, figures, shares[length][own]) for length in LENGTHS)
+        measured = np.array([task.metric in s.metrics for s in samples[task.task]], bool)
+        figures = np.array(
+            [s.metrics[task.metric] for s in samples[task.task] if task.metric in s.metrics]
+        )
+        at_lengths = tuple(
+            _at(length, figures, shares[length][own][measured]) for length in LENGTHS
+        )
         tasks.append(
             TaskContamination(task.task, task.title, task.metric, len(figures), at_lengths)
         )
@@ -175,7 +180,8 @@ def _resumed(overlap: Overlap, state: Path, key: str) -> int:
 
 def _at(length: int, figures: NDArray[np.float64], shares: NDArray[np.float64]) -> AtLength:
     found = subsets(figures, shares)
-    return AtLength(length, float(shares.mean()), found, has_helped(found))
+    share = float(shares.mean()) if len(shares) else 0.0
+    return AtLength(length, share, found, has_helped(found))
 
 
 def _length(values: dict[str, Any]) -> AtLength:

@@ -50,7 +50,7 @@ def subsets(figures: Floats, shares: Floats) -> tuple[Subset, ...]:
     z is the subset's mean less that of all, over the standard deviation of all divided by the
     square root of the subset's size.
     """
-    mean, deviation = float(np.mean(figures)), float(np.std(figures))
+    mean, deviation = (float(of(figures)) if len(figures) else 0.0 for of in (np.mean, np.std))
     found = []
     for name, (chosen, _) in SUBSETS.items():
         inside = figures[chosen(shares)]

@@ -87,6 +87,8 @@ def test_documents_are_apart() -> None:
 def test_samples_are_apart() -> None:
     text = list(range(10, 30))
     assert found([text[:9], text[9:18]], [text], 10) == [[False] * 9] * 2
+    # What stands before a sample's span is another sample, though the text has it there too.
+    assert found([text[:5], text[5:16]], [text], 10) == [[False] * 5, [True] * 11]
 
 
 def test_shares() -> None:
