@@ -34,7 +34,7 @@ from puna.train.ppo.rollouts import PolicyEngine, disagreement, pack, read_answe
 from puna.train.ppo.run import ppo
 from puna.train.ppo.scores import Scorers, scores_of
 from puna.train.run_config import read_config
-from puna.train.sampling import Dialog
+from puna.train.sampling import Dialog, Scorer
 from tests.samples import random_model, small_config, transformers_twin
 from tests.train.alignment import PROMPTS, letters, new_policy, new_run, ppo_config
 from tests.train.runs import newest
@@ -356,18 +356,20 @@ def test_it_stops_early_and_stays_stopped(tmp_path: Path, start: Path, killed_af
 
 def test_the_best_is_one_whose_checkpoint_is_there(tmp_path: Path, start: Path) -> None:
     # Its second evaluation is the best of four; two checkpoints are kept.
-    scores = iter([0.0, 1.0, 3.0, 2.0, 1.0])
-
-    def scorer(dialogs: Sequence[Dialog]) -> list[float]:
-        return [next(scores) if len(dialogs) == 4 else 0.0] * len(dialogs)
+    def told(*evaluations: float) -> Scorer:
+        scores = iter(evaluations)
+        return lambda dialogs: [next(scores) if len(dialogs) == 4 else 0.0] * len(dialogs)
 
     run = new_run(tmp_path / "run", start, iterations=4, evaluate_every=1, patience=0)
     config = json.loads((run / "config.json").read_text())
     config["settings"]["keep_checkpoints"] = 2
     (run / "config.json").write_text(json.dumps(config))
-    assert ppo(run, Scorers(scorer))
+    assert ppo(run, Scorers(told(0, 1, 3, 2, 1), gold=told(4, 9, 5, 6, 7)))
     assert dict(evaluations(run)) == {0: 0.0, 2: 1.0, 4: 3.0, 6: 2.0, 8: 1.0}
     assert best_step(run) == 6 and checkpoint_path(run, 6).is_dir()
+    # Another score of the same answers may know better.
+    assert dict(evaluations(run, by="gold")) == {0: 4.0, 2: 9.0, 4: 5.0, 6: 6.0, 8: 7.0}
+    assert best_step(run, "gold") == 8
 
 
 def test_prompts_that_are_too_long_are_left_out(tmp_path: Path, start: Path) -> None:

@@ -24,14 +24,15 @@ RESULT, CONFIG = "result.json", "config.json"
 class State:
     """What the stages so far have made: paths, which the next ones take up.
 
-    `policy` is the newest model; `extra` examples that fine-tuning adds to the declared ones;
-    `winners` what rejection sampling won for each version, the oldest first; `helpfulness_data` and
-    `safety_data` comparisons that reward models add to the declared ones.
+    `policy` is the newest model; `helpfulness` and `safety` the newest reward models, whose mean
+    score counts; `extra` examples that fine-tuning adds to the declared ones; `winners` what
+    rejection sampling won for each version, the oldest first; `helpfulness_data` and `safety_data`
+    comparisons that reward models add to the declared ones.
     """
 
     policy: str
-    helpfulness: str | None = None
-    safety: str | None = None
+    helpfulness: tuple[str, ...] = ()
+    safety: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     winners: tuple[str, ...] = ()
     helpfulness_data: tuple[str, ...] = ()

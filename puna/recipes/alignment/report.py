@@ -135,7 +135,7 @@ def _interval(values: Values, name: str) -> str:
 
 def _pictures(done: Done) -> Markup:
     """Every picture of the stage's folder, by name."""
-    found = sorted(done.folder.glob("*.png")) + sorted(done.folder.glob("run/*.png"))
+    found = sorted(done.folder.glob("*.png")) + sorted(done.folder.glob("run*/*.png"))
     if not found:
         return Markup("")
     shown = [picture(path, f"{_name(done)}: {path.stem}") for path in found]

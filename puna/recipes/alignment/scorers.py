@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from puna.chat import Message
 from puna.data.prompts import Prompt
@@ -27,16 +28,25 @@ def known_scorers(state: State, *names: str) -> dict[str, Scorer]:
     vocabulary = open_start(state.policy).vocabulary
     found = {}
     for name in names or NAMES:
-        path = getattr(state, name)
-        if path is not None:
-            scorer = open_scorer(path, vocabulary=vocabulary)
-            found[name] = by_beginning(scorer, scorer.fits)
+        scorers = [open_scorer(path, vocabulary=vocabulary) for path in getattr(state, name)]
+        if scorers:
+            found[name] = mean_of([by_beginning(each, each.fits) for each in scorers])
     return found
+
+
+def mean_of(scorers: Sequence[Scorer]) -> Scorer:
+    """What several reward models say on the average: each is wrong about answers of its own, which
+    a policy that is trained on it alone would find (arXiv 2310.02743)."""
+
+    def score(dialogs: Sequence[Dialog]) -> list[float]:
+        return [fmean(each) for each in zip(*(s(dialogs) for s in scorers), strict=True)]
+
+    return score
 
 
 def needed_scorers(context: Context, *names: str) -> list[Scorer]:
     """These; ValueError where no stage before has trained one."""
-    if missing := [name for name in names if getattr(context.state, name) is None]:
+    if missing := [name for name in names if not getattr(context.state, name)]:
         raise ValueError(
             f"{context.folder.name} needs a reward model of {' and '.join(missing)}: put the stage "
             f"{{ kind = 'reward', of = '{missing[0]}' }} before it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from puna.data.preference_mix import MIXES
 from puna.data.prompts import read_prompts
@@ -131,13 +132,15 @@ def fine_tuning(context: Context, options: SFTOptions) -> tuple[State, Values]:
 @dataclass(frozen=True, slots=True)
 class RewardOptions(Optimizing):
     """Llama 2's: one epoch, 1e-5, 512 pairs. `of` is helpfulness or safety; of both, the data of
-    the other is mixed in as in the paper."""
+    the other is mixed in as in the paper. `members` are trained, each on the pairs in an order of
+    its own, and their mean score counts (*ours*; the paper has one)."""
 
     learning_rate: float = 1e-5
     epochs: float = 1
     batch_size: int = 512
     of: str = "helpfulness"
     margin: str = "small"
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.of not in MIXES:
@@ -145,61 +148,76 @@ class RewardOptions(Optimizing):
 
 
 def reward_model(context: Context, options: RewardOptions) -> tuple[State, Values]:
-    """Trains a reward model, from the newest model, on all comparisons so far."""
-    run, state, data = context.folder / "run", context.state, context.config.data
+    """Trains a reward model, or several, from the newest model, on all comparisons so far."""
+    names = ["run", *(f"run-{number}" for number in range(2, options.members + 1))]
+    runs = [context.folder / name for name in names]
+    accuracies = []
+    for number, run in enumerate(runs):
+        if not run.exists():
+            _prepare_reward(context, options, run, context.seed + number)
+        config = read_config(run, RewardConfig)
+        trained(context, run, config.settings.steps, partial(reward.reward, run))
+        draw_preferences(run)
+        records = read_log(run / "log.jsonl")
+        accuracies += [r["held_out_accuracy"] for r in records if "held_out_accuracy" in r][-1:]
+    figures = {"held_out_accuracy": fmean(accuracies)} if accuracies else {}
+    return context.state.replaced(**{options.of: tuple(map(str, runs))}), figures
+
+
+def _prepare_reward(context: Context, options: RewardOptions, run: Path, seed: int) -> None:
+    """Makes the folder of one reward model; all of a stage hold the same pairs out."""
+    state, data = context.state, context.config.data
     comparisons = {
         "helpfulness": [*data.preferences, *map(Path, state.helpfulness_data)],
         "safety": [*data.safety, *map(Path, state.safety_data)],
     }
-    if not run.exists():
-        start = open_start(state.policy)
-        (other,) = (name for name in comparisons if name != options.of)
-        if not comparisons[options.of]:
-            raise ValueError(f"there are no comparisons for a reward model of {options.of}")
-        with context.console.counting("Encoding", None) as advance:
-            found = read_pairs(
-                comparisons[options.of],
-                start.tokenizer(),
-                max_tokens=start.config.context_length,
-                seed=context.seed,
-                kind=options.of,
-                other_paths=comparisons[other],
-                on_pair=advance,
-            )
-        batch_size = min(options.batch_size, len(found.trained))
-        steps = steps_for(options.epochs, len(found.trained), batch_size)
-        settings = replace(options.settings(steps), warmup_steps=warmup_steps(steps))
-        assert start.vocabulary is not None  # open_start saw to it
-        reward.prepare(
-            run,
-            RewardConfig(
-                replace(start.config, tied=True),
-                settings,
-                batch_size,
-                options.piece(batch_size),
-                context.seed,
-                kind=options.of,
-                margin=options.margin,
-                start=state.policy,
-            ),
-            found.trained,
-            found.held_out,
-            start.vocabulary,
+    start = open_start(state.policy)
+    (other,) = (name for name in comparisons if name != options.of)
+    if not comparisons[options.of]:
+        raise ValueError(f"there are no comparisons for a reward model of {options.of}")
+    with context.console.counting("Encoding", None) as advance:
+        found = read_pairs(
+            comparisons[options.of],
+            start.tokenizer(),
+            max_tokens=start.config.context_length,
+            seed=context.seed,
+            kind=options.of,
+            other_paths=comparisons[other],
+            on_pair=advance,
         )
-        for line in found.lines():
-            context.console.say(f"note: {line}")
-    config = read_config(run, RewardConfig)
-    trained(context, run, config.settings.steps, partial(reward.reward, run))
-    draw_preferences(run)
-    last = [r for r in read_log(run / "log.jsonl") if "held_out_accuracy" in r]
-    figures = {"held_out_accuracy": last[-1]["held_out_accuracy"]} if last else {}
-    return state.replaced(**{options.of: str(run)}), figures
+    batch_size = min(options.batch_size, len(found.trained))
+    steps = steps_for(options.epochs, len(found.trained), batch_size)
+    settings = replace(options.settings(steps), warmup_steps=warmup_steps(steps))
+    assert start.vocabulary is not None  # open_start saw to it
+    reward.prepare(
+        run,
+        RewardConfig(
+            replace(start.config, tied=True),
+            settings,
+            batch_size,
+            options.piece(batch_size),
+            seed,
+            kind=options.of,
+            margin=options.margin,
+            start=state.policy,
+        ),
+        found.trained,
+        found.held_out,
+        start.vocabulary,
+    )
+    for line in found.lines():
+        context.console.say(f"note: {line}")
 
 
 @dataclass(frozen=True, slots=True)
 class PPOOptions:
     """Llama 2's: 512 answers an iteration in mini-batches of 64, clip 0.2, 1e-6, `beta` 0.01; the
-    least of a small model is *ours*."""
+    least of a small model is *ours*.
+
+    Of the evaluations on `held_out` prompts that is handed on which is best by the `chosen_by`:
+    reward, which is the reward models' own praise, or gold, the tasks' score, in place of the
+    people by whose judgement the paper chose (*ours*; nothing is trained on it).
+    """
 
     iterations: int = 200
     iteration_size: int = 512
@@ -211,8 +229,22 @@ class PPOOptions:
     evaluate_every: int = 10
     patience: int = 3
     held_out: int = 64
+    chosen_by: str = "reward"
     dtype: str = "fp32"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.chosen_by not in ("reward", "gold"):
+            raise ValueError(f"PPO is chosen by reward or gold, not {self.chosen_by!r}")
+        if self.chosen_by == "gold" and not self.held_out:
+            raise ValueError("PPO is chosen by gold on held-out prompts: held_out must be positive")
+
+    @property
+    def kept(self) -> int:
+        """Checkpoints: those that may be the best. What the reward stops says nothing of gold."""
+        if self.chosen_by == "gold":
+            return self.iterations // self.evaluate_every + 1
+        return self.patience + 1
 
 
 def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, Values]:
@@ -222,6 +254,9 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
     path = context.config.data.prompts
     assert path is not None
     prompts = read_prompts(path)
+    tasks = {task.messages: task for task in read_held_out(path).tasks}
+    if options.chosen_by == "gold" and not tasks:
+        raise ValueError(f"PPO cannot be chosen by gold: {path} has prompts, and no tasks")
     (helpfulness,) = needed_scorers(context, "helpfulness")
     if not run.exists():
         start = open_start(state.policy)
@@ -231,6 +266,7 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
             learning_rate=options.learning_rate,
             evaluate_every=options.evaluate_every,
             patience=options.patience,
+            keep_checkpoints=options.kept,
             dtype=options.dtype,
             device=options.device,
         )
@@ -251,7 +287,6 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
         left_out = prepare_ppo(run, config, start, prompts)
         if left_out.too_long:
             context.console.say(f"note: {left_out.too_long} prompts are too long")
-    tasks = {task.messages: task for task in read_held_out(path).tasks}
     scorers = Scorers(
         helpfulness,
         known_scorers(state, "safety").get("safety"),
@@ -260,12 +295,13 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
     config = read_config(run, PPOConfig)
     trained(context, run, config.settings.steps, partial(ppo, run, scorers))
     plot_ppo(run)
-    records, found = read_log(run / "log.jsonl"), dict(evaluations(run))
+    records, by = read_log(run / "log.jsonl"), options.chosen_by
+    found = dict(evaluations(run, by=by))
     figures: Values = {"iterations": records[-1]["iteration"] + 1, "kl": records[-1]["kl"]}
-    best = best_step(run)
+    best = best_step(run, by)
     if best is not None:
         figures |= {
-            "best_step": best, "held_out_reward": found[best], "held_out_reward_before": found[0],
+            "best_step": best, f"held_out_{by}": found[best], f"held_out_{by}_before": found[0],
         }  # fmt: skip
     at = records[-1]["step"] if best is None else best
     policy = str(checkpoint_path(run, at)) if at else state.policy

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from puna.recipes.alignment.tiny import tiny
+from puna.train.preferences.reward import RewardConfig
+from puna.train.run_config import read_config
 from tests.recipes.tasks.sources import write_sources
 
 RECIPE = """
@@ -30,7 +32,7 @@ stages = [{ kind = "sft", epochs = 1, learning_rate = 1e-3, batch_size = 4 }]
 name = "V2"
 stages = [
   { kind = "preferences", prompts = 12, samples = 3, max_tokens = 16 },
-  { kind = "reward", of = "helpfulness", learning_rate = 3e-4, batch_size = 16 },
+  { kind = "reward", of = "helpfulness", learning_rate = 3e-4, batch_size = 16, members = 2 },
   { kind = "reward", of = "safety", learning_rate = 3e-4, batch_size = 16 },
   { kind = "gatt", dialogs = 4, turns = 2, max_tokens = 16 },
   { kind = "safety_distillation", max_tokens = 16 },
@@ -49,7 +51,9 @@ evaluate_every = 1
 held_out = 4
 max_tokens = 16
 learning_rate = 1e-5
+chosen_by = "gold"
 """
+MEMBERS = ("run", "run-2")
 LINES = 24  # of each file that is learned from
 
 
@@ -72,6 +76,9 @@ def test_all_stages_of_a_small_alignment(tmp_path: Path) -> None:
     ran = align(recipe, "--out", out, "--max-tokens", "16", "--json")
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
+    assert set(told["stages"][-1]) >= {"best_step", "held_out_gold", "held_out_gold_before"}
+    members = [read_config(out / "V2" / "reward" / name, RewardConfig) for name in MEMBERS]
+    assert members[0].seed != members[1].seed and members[0].start == members[1].start
     names = [(each["version"], each["stage"]) for each in told["stages"]]
     assert names[0] == ("base", "model") and names[-1] == ("V3", "ppo") and len(names) == 11
     assert told["model"].startswith(str(out))

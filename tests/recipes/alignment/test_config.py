@@ -56,6 +56,12 @@ def test_a_recipe_is_read_with_paths_beside_it(folder: Path) -> None:
         ("sft = [", "sfd = [", r"\[data\] has no sfd"),
         ('name = "V1"', 'name = "V/1"', "letters, digits"),
         ('name = "V1"', 'name = "base"', "no version can be named base"),
+        ('kind = "obedience"', 'kind = "ppo", chosen_by = "me"', "chosen by reward or gold, not"),
+        (
+            'kind = "obedience"',
+            'kind = "ppo", chosen_by = "gold", held_out = 0',
+            "held_out must be positive",
+        ),
         ('kind = "obedience"', 'kind = "obey"', "no stage 'obey'; there are sft, "),
         ("epochs = 3", "epoch = 3", "stage sft has no option epoch; it has "),
         ("epochs = 3", 'epochs = "3"', "stage sft: epochs is a number, not '3'"),
