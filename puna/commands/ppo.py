@@ -38,6 +38,8 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--iterations", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--answers-per-prompt", type=click.IntRange(min=1), default=1, show_default=True,
+              help="With several, a score is compared with those of the others.")  # fmt: skip
 @click.option("--iteration-size", type=click.IntRange(min=1), default=512, show_default=True,
               help="Answers of an iteration.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=_BATCH, show_default=True,
@@ -74,6 +76,7 @@ def ppo(
     out: Path,
     resume: bool,
     iterations: int,
+    answers_per_prompt: int,
     iteration_size: int,
     batch_size: int,
     micro_batch_size: int,
@@ -142,6 +145,7 @@ def ppo(
         micro_batch_size,
         seed,
         iteration_size=iteration_size,
+        answers_per_prompt=answers_per_prompt,
         max_tokens=max_tokens,
         beta=usual_beta(start.config) if beta is None else beta,
         cut_off_penalty=cut_off_penalty,

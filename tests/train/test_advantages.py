@@ -10,6 +10,7 @@ import torch
 
 from puna.train.ppo.advantages import (
     UNSAFE_SCORE,
+    among_alternatives,
     generalized_advantages,
     switched,
     token_rewards,
@@ -27,6 +28,13 @@ def test_the_switch() -> None:
     assert found.tolist() == [0.5, 3.0, 0.5, pytest.approx(-1.7347), -5.0, 0.5]
     by_probability = risky | (safety.double().sigmoid() < 0.15)
     assert torch.equal(found == safety, by_probability)
+
+
+def test_answers_to_a_prompt_are_compared_with_each_other() -> None:
+    scores = torch.tensor([1.0, 3.0, -10.0, -10.0, 5.0, 2.0])
+    assert among_alternatives(scores, 2).tolist() == [-1, 1, 0, 0, 1.5, -1.5]
+    assert among_alternatives(scores, 3).tolist() == [3, 5, -8, -9, 6, 3]
+    assert torch.equal(among_alternatives(scores, 1), scores)
 
 
 def test_whitening() -> None:

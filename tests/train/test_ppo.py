@@ -87,6 +87,26 @@ def test_the_true_reward_rises(tmp_path: Path, start: Path) -> None:
     assert checkpoint.tensors["value.weight"].read_float32().any()
 
 
+def test_answers_to_one_prompt_are_compared(tmp_path: Path, start: Path) -> None:
+    asked: list[tuple[Message, ...]] = []
+
+    def by_prompt(dialogs: Sequence[Dialog]) -> list[float]:
+        """Of the prompt alone: there is nothing to learn."""
+        if len(dialogs) == 32:
+            asked.extend(tuple(dialog[:-1]) for dialog in dialogs)
+        return [float(len(dialog[0].content)) for dialog in dialogs]
+
+    run = new_run(
+        tmp_path / "run", start, iterations=1, iteration_size=32, answers_per_prompt=4,
+        learning_rate=0.0, cut_off_penalty=0.0,
+    )  # fmt: skip
+    assert ppo(run, Scorers(by_prompt))
+    assert all(len(set(asked[at : at + 4])) == 1 for at in range(0, 32, 4))
+    assert len(set(asked)) == 8
+    found = read_experience(experience_path(run, 0))
+    assert not found.advantages.any()
+
+
 def test_pairs_beside_the_start_learn_too(tmp_path: Path, vocabulary: Vocabulary) -> None:
     """One copy of the base is policy and reference."""
     start = new_policy(
@@ -404,6 +424,7 @@ def test_another_start_is_refused(tmp_path: Path, start: Path, vocabulary: Vocab
     ("changes", "words"),
     [
         ({"iteration_size": 12}, "an iteration of 12 answers is no multiple of the batch size 8"),
+        ({"answers_per_prompt": 3}, "is no multiple of 3 answers to each prompt"),
         ({"parallel": "dp=2"}, "PPO runs in one process"),
         ({"max_rollbacks": 2}, "max_rollbacks and spike_deviations must be 0"),
         ({"max_tokens": 48}, "leave no room for a prompt in a context of 48"),

@@ -221,6 +221,7 @@ class PPOOptions:
 
     iterations: int = 200
     iteration_size: int = 512
+    answers_per_prompt: int = 1
     batch_size: int = 64
     micro_batch_size: int = 16
     learning_rate: float = 1e-6
@@ -277,6 +278,7 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
             min(options.micro_batch_size, options.batch_size),
             context.seed,
             iteration_size=options.iteration_size,
+            answers_per_prompt=options.answers_per_prompt,
             max_tokens=options.max_tokens,
             beta=usual_beta(start.config) if options.beta is None else options.beta,
             num_held_out=options.held_out,

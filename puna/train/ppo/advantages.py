@@ -40,6 +40,18 @@ def whiten(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return (centred / ((centred.square().sum() / count).sqrt() + _EPS)).to(x.dtype)
 
 
+def among_alternatives(scores_B: Tensor, count: int) -> Tensor:
+    """Scores (B,) less the mean of those of their prompt, whose `count` answers follow each other.
+
+    *Ours*, with several answers to a prompt (as in arXiv 2402.14740): most of what scores differ by
+    is the prompt, of which a policy can learn nothing. Of one answer alone the scores as they are.
+    """
+    if count == 1:
+        return scores_B
+    groups = scores_B.unflatten(0, (-1, count))
+    return (groups - groups.mean(1, keepdim=True)).flatten()
+
+
 def final_scores(scores_B: Tensor, finished_B: Tensor, *, cut_off_penalty: float) -> Tensor:
     """R~c (B,): whitened scores. *Ours*: an answer that was cut off before its end loses
     `cut_off_penalty`, in deviations of the batch; what it says has no end that could be scored."""

@@ -28,9 +28,10 @@ class PPOConfig(RunConfig):
     Paper (section 3.2.3): 512 and 64, `clip`, `beta` of the KL penalty. The rest is *ours*: `gamma`
     and `lambda_` of the advantages (TRL's), `value_clip` and `value_weight` of the value's loss
     (OpenAI's and TRL's), and `cut_off_penalty`, what an answer of `max_tokens` that did not end by
-    itself loses of its whitened score. `num_held_out` prompts are evaluated on; where `patience`
-    evaluations are none above the best before, the run ends (0: never). `num_checked` answers of
-    an iteration compare the engine's log-probabilities with the network's.
+    itself loses of its whitened score. With several `answers_per_prompt`, scores are compared among
+    those of a prompt (`advantages.among_alternatives`). `num_held_out` prompts are evaluated on;
+    where `patience` evaluations are none above the best before, the run ends (0: never).
+    `num_checked` answers of an iteration compare the engine's log-probabilities with the network's.
 
     `start` is the path of the model that the policy begins from and is held to, `start_digest` what
     its weights were; `helpfulness` and `safety` are the paths of reward models, where they are not
@@ -39,6 +40,7 @@ class PPOConfig(RunConfig):
     """
 
     iteration_size: int = 512
+    answers_per_prompt: int = 1
     max_tokens: int = 256
     beta: float = 0.01
     gamma: float = 1.0
@@ -84,9 +86,14 @@ class PPOConfig(RunConfig):
             )
         if len(self.batch_sizes) > 1:
             raise ValueError("the batch size of PPO does not change within a run")
-        for name in ("iteration_size", "max_tokens"):
+        for name in ("iteration_size", "answers_per_prompt", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.iteration_size % self.answers_per_prompt:
+            raise ValueError(
+                f"an iteration of {self.iteration_size} answers is no multiple of "
+                f"{self.answers_per_prompt} answers to each prompt"
+            )
         for name in (
             "beta", "clip", "value_clip", "value_weight", "cut_off_penalty", "num_held_out",
             "patience", "num_checked",

@@ -27,7 +27,7 @@ from puna.model import Llama
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import run_state
 from puna.train.log import Record
-from puna.train.ppo.advantages import final_scores
+from puna.train.ppo.advantages import among_alternatives, final_scores
 from puna.train.ppo.config import PPOConfig
 from puna.train.ppo.early_stopping import evaluations, evaluations_in, stops_early
 from puna.train.ppo.experience import (
@@ -203,7 +203,9 @@ class PPO:
             )
             logging.getLogger("puna").error(figures["error"])
         counted = final_scores(
-            scores.reward, answers.finished, cut_off_penalty=config.cut_off_penalty
+            among_alternatives(scores.reward, config.answers_per_prompt),
+            answers.finished,
+            cut_off_penalty=config.cut_off_penalty,
         )
         experience = learned_from(
             tokens, counted, logprobs, reference, values, figures,
@@ -213,9 +215,11 @@ class PPO:
         return experience
 
     def _query(self, iteration: int, number: int) -> Query:
-        """Each prompt once, in an order of its own, before any comes again."""
-        size = len(self._trained)
-        epoch, place = divmod(iteration * self._config.iteration_size + number, size)
+        """Each prompt once, in an order of its own, before any comes again; for as many answers as
+        it gets, which follow each other."""
+        size, config = len(self._trained), self._config
+        asked = (iteration * config.iteration_size + number) // config.answers_per_prompt
+        epoch, place = divmod(asked, size)
         return self._trained[Permutation(size, f"{self._config.seed} epoch {epoch}")(place)]
 
     def _answered(
