@@ -73,6 +73,11 @@ def count_memory(
             part.to_empty("cpu")
             weights = list(part.network.parameters())
             optimizer = make_optimizer(weights)
+            # From the second step on its moments are there during the passes.
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
+            optimizer.step()
+            optimizer.zero_grad()
             ids = torch.zeros(micro_batch_size, config.context_length, dtype=torch.int64)
             _passes(part, ids, num_pieces, loss_sum)
             gradients = _bytes(weight.grad for weight in weights)

@@ -1,0 +1,117 @@
+"""How long a step of training takes in a layout: computing, and what of talking is not hidden.
+
+Weights are gathered and gradients scattered a block at a time, behind the block before (FSDP2);
+groups that share matrices or windows wait for their collectives; a pipeline waits to be filled and
+emptied; all wait for the slowest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, fields
+from statistics import NormalDist
+
+from puna.config import ModelConfig
+from puna.plan.compute import Kernels, head_seconds, layer_seconds, update_seconds
+from puna.plan.layout import Layout
+from puna.plan.memory import layer_parameters
+from puna.plan.network import Group
+
+# Of the time that collectives run behind products, what they slow these by: they take units and
+# memory's bandwidth (16 to 24 of an A100's 108 units).
+_SLOWED = 0.2
+# How devices of a kind differ: a standard deviation of 2 %, for 5 % and more are seen in one node
+# (S. Bekman, ml-engineering). A step takes the slowest's time.
+_SPREAD = 0.02
+# What remains: gaps between kernels, allocation, data, the log. *Ours*, set before any published
+# figure was looked at, and not fitted to one.
+_REST = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a step by where they go; those of talking are what computing does not hide."""
+
+    compute: float
+    recompute: float
+    tensor: float
+    context: float
+    data: float
+    pipeline: float
+    update: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+def step_time(
+    config: ModelConfig,
+    kernels: Kernels,
+    layout: Layout,
+    *,
+    micro_batch_size: int,
+    num_pieces: int,
+    recompute: str,
+) -> StepTime:
+    """A step of `num_pieces` pieces of `micro_batch_size` windows a data-parallel rank."""
+    cluster, tp, cp, pp = kernels.cluster, layout.tp, layout.cp, layout.pp
+    shards = Group(cluster, layout.fsdp * cp, tp)
+    replicas = Group(cluster, layout.dp, tp * shards.size)
+
+    n = micro_batch_size * config.context_length // cp
+    layers = config.num_layers // pp
+    block = layer_parameters(config) / tp
+    ends = config.vocab_size * config.dim * (1 if config.tied else 2) / tp
+    layer = layer_seconds(kernels, config, micro_batch_size, tp, cp, recompute)
+    head = head_seconds(kernels, config, micro_batch_size, tp, cp)
+
+    # Hidden states gathered and scattered, twice each forward and backward, and anew.
+    anew = {"none": 0, "selective": 2, "full": 4}[recompute]
+    tensor = (8 + anew) * Group(cluster, tp, 1).gather(2.0 * n * config.dim)
+    # Keys and values of whole windows, forward; their gradients scattered, backward.
+    keys = 2.0 * 2 * n * cp * config.kv_dim / tp
+    context = (2 + (recompute == "full")) * Group(cluster, cp, tp).gather(keys)
+    forward = layer.forward + (tensor + context) / 3
+    backward = layer.backward + layer.again + (tensor + context) * 2 / 3
+
+    gathering = shards.gather(2 * block)
+    scattering = shards.gather(4 * block) + replicas.sum(4 * block / shards.size)
+    # FSDP2 copies into and out of what is sent, and adds up: 14 bytes a weight.
+    copies = 14 * block / kernels.copy_rate
+    root = shards.gather(2 * ends) + shards.gather(4 * ends)
+    root += replicas.sum(4 * ends / shards.size) + 14 * ends / kernels.copy_rate
+    waiting = 0.0
+    if pp == 1:
+        shown = max(0.0, gathering - forward) + max(0.0, gathering + scattering - backward)
+        behind = 2 * gathering + scattering - shown
+        data = num_pieces * (layers * (shown + _SLOWED * behind + copies) + root)
+    else:
+        # Weights are gathered for the first piece, gradients scattered after the last.
+        data = layers * (gathering + scattering + copies) + root
+        stages = Group(cluster, pp, tp * shards.size * layout.dp)
+        messages = 2 * stages.pass_on(2.0 * n * config.dim / tp)
+        # The last stage has the head besides, and the others wait for it.
+        piece = layers * (forward + backward) + head + messages
+        waiting = (pp - 1) * piece + num_pieces * messages
+    blocks = num_pieces * layers
+    spent = StepTime(
+        compute=blocks * (layer.forward + layer.backward) + num_pieces * head,
+        recompute=blocks * layer.again,
+        tensor=blocks * tensor,
+        context=blocks * context,
+        data=data,
+        pipeline=waiting,
+        update=update_seconds(kernels, (layers * block + ends) / shards.size),
+        rest=0.0,
+    )
+    return dataclasses.replace(spent, rest=spent.total * (drag(cluster.count) - 1))
+
+
+@functools.cache
+def drag(count: int) -> float:
+    """By how much `count` devices together are slower than one is: the slowest, and the rest."""
+    slowest = _SPREAD * NormalDist().inv_cdf(1 - 1 / (count + 1))
+    return (1 + max(0.0, slowest)) / (1 - _REST)

@@ -1,0 +1,71 @@
+"""The formulas of memory against counting it by the code that trains."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from puna.config import ModelConfig
+from puna.plan.layout import Layout
+from puna.plan.memory import RECOMPUTE, rank_memory
+from tests.parallel.test_memory import count
+
+SHAPES = {
+    "wide": ModelConfig(512, 2, 8, 8, 1408, vocab_size=2048, context_length=256),
+    "grouped": ModelConfig(256, 2, 8, 2, 768, vocab_size=4096, context_length=512),
+    "tied": ModelConfig(256, 2, 8, 8, 768, vocab_size=2048, context_length=256, tied=True),
+}
+LAYOUTS = ("fsdp=4", "dp=2 fsdp=2 tp=2", "cp=2 fsdp=2")
+
+
+def check(shape: str, line: str, recompute: str) -> None:
+    counted = count(SHAPES[shape], line, recompute, windows=2)
+    found = rank_memory(
+        SHAPES[shape], Layout.parse(line), micro_batch_size=2, num_pieces=2, recompute=recompute,
+        loss_chunk=64,
+    )  # fmt: skip
+    print(f"{shape}, {line}, {recompute}: {found.peak / counted.peak - 1:+.1%}")
+    assert found.peak == pytest.approx(counted.peak, rel=0.05)
+    assert found.weights == pytest.approx(counted.weights, rel=0.01)
+    assert found.optimizer == pytest.approx(counted.optimizer, rel=0.01)
+    assert min(found.gathered, found.activations, found.working) >= 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "line", "recompute"),
+    [
+        # Each shape in each layout, what is computed anew in turn; `slow` has all of it.
+        (shape, line, RECOMPUTE[(row + column) % 3])
+        for row, shape in enumerate(SHAPES)
+        for column, line in enumerate(LAYOUTS)
+    ],
+)
+def test_the_peak_is_what_training_takes(shape: str, line: str, recompute: str) -> None:
+    check(shape, line, recompute)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "line", "recompute"), list(itertools.product(SHAPES, LAYOUTS, RECOMPUTE))
+)
+def test_the_peak_in_all_combinations(shape: str, line: str, recompute: str) -> None:
+    check(shape, line, recompute)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_peak_of_a_pipeline(rank: int) -> None:
+    """The first stage needs most here; no stage needs more than is said."""
+    config = ModelConfig(256, 4, 8, 4, 768, vocab_size=1024, context_length=256)
+    counted = count(config, "pp=2 fsdp=2", windows=2, pieces=4, rank=rank)
+    found = rank_memory(
+        config,
+        Layout(pp=2, fsdp=2),
+        micro_batch_size=2,
+        num_pieces=4,
+        recompute="none",
+        loss_chunk=64,
+    )
+    if rank == 0:
+        assert found.peak == pytest.approx(counted.peak, rel=0.05)
+    assert found.peak >= 0.95 * counted.peak
