@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,8 +132,9 @@ def show_plan(config: PretrainConfig, corpus: Corpus | None, vocabulary: Vocabul
         "computing": f"{'float8' if settings.float8 else settings.dtype}, "
         f"{'compiled' if settings.compile else 'not compiled'}, recompute {settings.recompute}, "
         f"logits of {settings.loss_chunk or 'all'} tokens at once",
-        "memory": _memory(found.memory.peak, found),
+        "memory": _memory(found),
         "compute": f"{found.flops:.3g} FLOPs (6N + 12LdT a token)",
+        **({"time": _time(config)} if settings.device == "cuda" else {}),
         "saved": f"every {settings.checkpoint_every:,} steps, {settings.keep_checkpoints} kept",
         "evaluated": f"{_every(settings.eval_every)} on {config.held_out_windows} windows of each "
         "source",
@@ -146,13 +148,28 @@ def show_plan(config: PretrainConfig, corpus: Corpus | None, vocabulary: Vocabul
     facts_table("The run", facts)
 
 
-def _memory(peak: int, found: Any) -> str:
+def _memory(found: Any) -> str:
     memory = found.memory
-    parts = f"weights {human_bytes(memory.weights)}, gradients {human_bytes(memory.gradients)}, "
-    parts += f"optimizer {human_bytes(memory.optimizer)}"
+    sizes = dataclasses.asdict(memory).items()
+    parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in sizes if size)
     if found.state_only:
-        return f"{human_bytes(peak)} a process for {parts}; activations are not counted"
-    return f"{human_bytes(peak)} a process: {parts}, working {human_bytes(memory.working)}"
+        parts += "; activations are not counted"
+    return f"{human_bytes(memory.peak)} a process: {parts}"
+
+
+def _time(config: PretrainConfig) -> str:
+    """How long a run on GPUs is, and that `puna plan train` knows of others."""
+    from puna.recipes.plan import USUAL_GPU, takes
+
+    count = config.layout.num_ranks
+    try:
+        plan = takes(config)
+    except ValueError as error:
+        return str(error)
+    return (
+        f"{human_count(plan.gpu_hours)} GPU-hours, {plan.days:,.1f} days on {count:,} x "
+        f"{USUAL_GPU} at {plan.tokens_per_second:,.0f} tokens/s each (others: puna plan train)"
+    )
 
 
 def _every(steps: int) -> str:

@@ -133,7 +133,7 @@ def _stage(
         # Of a block: two in bf16 (its own, the next), fp32 sums of the last one on their way.
         head = 2 * ends + 2 * vocabulary  # both ends, and the head's gradient
         gathered = {
-            "ffn": head + 4 * block + 2 * dim * ffn / tp,
+            "ffn": head + 2 * block * min(layers, 2) + 2 * dim * ffn / tp,
             "norm": head + 2 * block,
             "loss": 2 * ends,
             "ends": 2 * ends + 4 * vocabulary + 4 * ends,
@@ -154,7 +154,7 @@ def _stage(
         # A layer before the last, the sums of the one behind it on their way: at its gate, and at
         # the norm before that, whose matrices' gradients are there.
         moments["sums"] = (kept * (layers - 1), moments["ffn"][1])
-        gathered["sums"] = gathered["ffn"] + 4 * block
+        gathered["sums"] = gathered["ffn"] + 4 * block - (2 * block if layers == 2 else 0)
         rest = anew - 8 * ffn * n / tp  # the gate's factors are gone
         moments["norms"] = (
             kept * (layers - 1) + min(rest, 0.0),

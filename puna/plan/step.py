@@ -24,8 +24,8 @@ _SLOWED = 0.2
 # How devices of a kind differ: a standard deviation of 2 %, for 5 % and more are seen in one node
 # (S. Bekman, ml-engineering). A step takes the slowest's time.
 _SPREAD = 0.02
-# What remains: gaps between kernels, allocation, data, the log. *Ours*, set before any published
-# figure was looked at, and not fitted to one.
+# What remains: gaps between kernels, allocation, data, the log. *Ours*, set before the first
+# comparison with published runs (docs/planning.md) and not changed after it.
 _REST = 0.08
 
 

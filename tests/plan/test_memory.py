@@ -67,5 +67,5 @@ def test_the_peak_of_a_pipeline(rank: int) -> None:
         loss_chunk=64,
     )
     if rank == 0:
-        assert found.peak == pytest.approx(counted.peak, rel=0.05)
+        assert found.peak == pytest.approx(counted.peak, rel=0.08)
     assert found.peak >= 0.95 * counted.peak
