@@ -1,12 +1,12 @@
 """Predicted tokens/s of the CPU engine beside measured ones, with the bandwidth measured between.
 
-    python benchmarks/plan_beside_engine.py [--rounds 21] [--threads 2] [--machine machine.json]
+    python benchmarks/plan_beside_engine.py [--rounds 60] [--threads 2] [--machine machine.json]
 
 Measures this machine first, as `puna plan calibrate` does (or takes what that kept), on networks of
 other shapes than the ones that are predicted: the shipped model and random weights in the shape of
 llama2.c's 110M, each in q4_0, q8_0 and f16. Then, in turn, memory is read and the model decodes one
 sequence; what `puna.plan.serve` predicts from the one is printed beside the other. Seconds are of
-processor time a thread, and the third of the rounds counts that was least disturbed.
+processor time a thread, and the sixth of the rounds counts that was least disturbed.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from convert_7b import random_checkpoint
 
 from puna.commands.models import resolve
 from puna.config import ModelConfig
-from puna.engine.bench import reading, seconds_of
-from puna.engine.calibrate import alternating, calibrate
+from puna.engine.bench import reading
+from puna.engine.calibrate import Job, alternating, calibrate, decoding
 from puna.engine.cpu.runner import NativeRunner
 from puna.formats.checkpoint import Checkpoint
 from puna.plan.machine import Machine, Pace, read_share
 from puna.plan.serve import Engine, Setting, speed
 from puna.plan.weights import weights
 
-_READ = 1 << 27  # bytes of memory that are read between
-_STEPS = 8  # tokens of a burst
+_READ = 1 << 26  # bytes of memory that are read between
+_CONTEXT = 8  # positions, of the middle of a burst
 _110M = ModelConfig(768, 12, 12, 12, 2048, context_length=1024, tied=True)
 
 
@@ -40,22 +39,22 @@ def predicted(machine: Machine, pace: Pace, config: ModelConfig, form: str, read
     share = read_share(pace, stored, machine.cache)
     engine = Engine(share, 1.0, pace.layer_seconds, pace.step_seconds)
     device = replace(machine.device, bandwidth=read / 1e9)
-    setting = Setting(config, stored, device, context=_STEPS, prompt=1, engine=engine)
-    return speed(setting, 1, _STEPS / 2).each
+    setting = Setting(config, stored, device, context=_CONTEXT, prompt=1, engine=engine)
+    return speed(setting, 1, _CONTEXT).each
 
 
 def measured(checkpoint: Checkpoint, form: str, threads: int, rounds: int) -> tuple[float, float]:
     """Bytes/s of memory, and tokens/s, in turn."""
     runner = NativeRunner(checkpoint, num_pages=8, dtype=form, kv_dtype="f16", num_threads=threads)
-    burst = partial(seconds_of, runner, 1, 0, 1, _STEPS)
+    decode, steps = decoding(runner)
     with reading(threads, _READ) as read_memory:
-        memory, tokens = alternating((read_memory, burst), rounds, threads)
-    return _READ / memory, _STEPS / tokens
+        memory, burst = alternating((Job(read_memory), decode), rounds, threads)
+    return _READ / memory, steps / burst
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, nargs="+", help="of 1 and all cores")
     parser.add_argument("--machine", type=Path, help="what puna plan calibrate kept")
     parser.add_argument("--formats", nargs="+", default=["q4_0", "q8_0", "f16"])

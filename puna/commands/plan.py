@@ -9,6 +9,12 @@ import click
 # name -> where it is (`module:function`), and its line in the help.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "train": ("puna.commands.plan_train:train", "What pretraining takes, and the best layout."),
+    "simulate": ("puna.commands.plan_simulate:simulate", "A run with slow ranks and failures."),
+    "align": ("puna.commands.plan_align:align", "What SFT, reward models, sampling, PPO take."),
+    "serve": ("puna.commands.plan_serve:serve", "How fast a model answers, and how many users."),
+    "fit": ("puna.commands.plan_fit:fit", "What this machine can run, serve or train."),
+    "calibrate": ("puna.commands.plan_calibrate:calibrate", "Measure this machine for plans."),
+    "compare": ("puna.commands.plan_compare:compare", "Plans side by side."),
 }
 
 

@@ -13,7 +13,7 @@ from puna.plan.machine import Machine, save
 
 @click.command()
 @click.option(
-    "--rounds", type=click.IntRange(min=3), default=21, show_default=True,
+    "--rounds", type=click.IntRange(min=3), default=60, show_default=True,
     help="Bursts of each measurement, of which the least disturbed count.",
 )  # fmt: skip
 @json_option
@@ -32,7 +32,7 @@ def calibrate(rounds: int, as_json: bool) -> None:
     if folder is None:
         raise ValueError(f"there is no folder to keep it in; set {VARIABLE} to one")
     with bar("measuring", total=num_jobs()) as advance:
-        machine = measure(rounds, on_job=advance)
+        machine = measure(rounds, on_job=advance, collectives=True)
     path = save(machine, folder)
     if as_json:
         show_json({"kind": "machine", "path": str(path), **machine.to_dict()})

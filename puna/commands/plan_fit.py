@@ -78,7 +78,7 @@ def _at_hand() -> Iterator[tuple[Device, int, machine.Machine | None]]:
         from puna.engine.calibrate import calibrate, num_jobs
 
         with bar("measuring", total=num_jobs()) as advance:
-            here = calibrate(3, on_job=advance)
+            here = calibrate(6, on_job=advance)
     yield here.device, 1, here
 
 

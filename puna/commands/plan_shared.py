@@ -1,31 +1,22 @@
-"""What the commands of `puna plan` share: models, devices and formats by their names."""
+"""What commands of `puna plan` share besides: this machine, formats, prices, how to show things."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from puna.commands.cache import cache_folder
 from puna.commands.options import together
-from puna.config import PRESETS, ModelConfig
+from puna.config import ModelConfig
 from puna.plan import machine
 from puna.plan.hardware import DEVICES, Device, device
 from puna.plan.serve import Engine
 from puna.plan.weights import IN_BLOCKS, STORAGE, Weights, weights
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def model_option(function: F) -> F:
-    """`--model`: a preset, or a model's file."""
-    return click.option(
-        "--model", "-m", default="7b", show_default=True, metavar="MODEL",
-        help=f"Preset ({', '.join(PRESETS)}), or a model as for puna info.",
-    )(function)  # fmt: skip
 
 
 def device_options(function: F) -> F:
@@ -51,18 +42,6 @@ def price_options(function: F) -> F:
             "--pue", type=float, help="Of the data centre.  [default: 1.1, the paper's]"
         ),
     )(function)  # fmt: skip
-
-
-def config_of(model: str) -> ModelConfig:
-    """The shape of a preset, or of a model that lies here; ValueError for what is neither."""
-    if model in PRESETS:
-        return PRESETS[model]
-    from puna.commands.models import resolve
-    from puna.hub.locate import SHIPPED
-
-    if model not in SHIPPED and "/" not in model and not Path(model).exists():
-        raise ValueError(f"no preset and no file '{model}'; presets are: {', '.join(PRESETS)}")
-    return resolve(model, download=False).config
 
 
 def device_of(name: str) -> Device:
@@ -96,6 +75,8 @@ def show_json(plan: dict[str, Any]) -> None:
 
 def seconds(number: float) -> str:
     """0.0123 -> '12.3 ms'."""
+    if number >= 100:
+        return f"{number:,.0f} s"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

@@ -75,10 +75,36 @@ def train(as_json: bool, **given: Any) -> None:
     steps = plan.tokens / (found.tokens_per_second * cluster.count)
     risk = reliability(plan.model.num_parameters, cluster.count, cluster.per_node)
     failures = plan_failures(steps, risk)
+    slower = _on_a800(run, plan)
     if as_json:
-        click.echo(json.dumps(_as_json(run, plan, found, bill, failures)))
-    else:
-        _show(run, plan, found, bill, failures)
+        said = _as_json(run, plan, found, bill, failures)
+        click.echo(json.dumps(said | ({} if slower is None else {"a800": slower})))
+        return
+    _show(run, plan, found, bill, failures)
+    if slower is not None:
+        click.echo(
+            f"\nOn A800s, which have 400 GB/s of NVLink for 600 of A100s: {slower['layout']}, "
+            f"{slower['gpu_hours']:,.0f} GPU-hours "
+            f"({slower['gpu_hours'] / plan.gpu_hours - 1:+.1%}), {slower['days']:,.1f} days."
+        )
+
+
+def _on_a800(run: Run, plan: TrainPlan) -> dict[str, Any] | None:
+    """What the same takes on the A100 as it was sold in China; None for other devices."""
+    from puna.plan.hardware import device
+    from puna.plan.train import plan_train
+
+    if plan.cluster.device.name != "a100-80g":
+        return None
+    cluster = dataclasses.replace(plan.cluster, device=device("a800-80g"))
+    kernels = dataclasses.replace(run.kernels, cluster=cluster)
+    slower, found = plan_train(dataclasses.replace(run, kernels=kernels), plan.tokens)
+    return {
+        "layout": str(found.choice.layout),
+        "tokens_per_second": slower.tokens_per_second,
+        "gpu_hours": slower.gpu_hours,
+        "days": slower.days,
+    }
 
 
 def run_of(given: dict[str, Any]) -> Run:
@@ -107,6 +133,7 @@ def _as_json(
 
     cluster, choice = plan.cluster, found.choice
     return {
+        "kind": "train",
         "model": plan.model.to_dict(),
         "parameters": plan.model.num_parameters,
         "tokens": plan.tokens,

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from puna.config import ModelConfig
 from puna.engine.bench import reading, seconds_of
+from puna.engine.collectives import all_reduce_rate
 from puna.engine.cpu.runner import NativeRunner
 from puna.engine.memory import free_memory
 from puna.formats.checkpoint import Checkpoint, LazyTensor
@@ -30,19 +32,28 @@ from puna.quantize.storage import STORAGE
 
 FORMATS = ("q4_0", "q4_k", "q6_k", "q8_0", "f16")
 _STREAMED, _CACHED = 4.0, 0.2  # of the cache, what the probes' weights take
-_STEPS = 4  # tokens of a burst
-_READ = 1 << 27  # bytes of memory that are read between
+_BURST = 3e-3  # seconds, about: as long as a scheduler leaves a process alone
+_MOST_STEPS = 16  # tokens of a burst
+_READ = 1 << 26  # bytes of memory that are read between, more than most caches
 _LARGE, _SMALL = (1024, 2816), (512, 1536)  # width of the model, and of its feed-forward
 _PROMPT = 256
 
 
 def calibrate(
-    rounds: int = 21,
+    rounds: int = 60,
     formats: Sequence[str] = FORMATS,
     on_job: Callable[[], None] = lambda: None,
+    *,
+    cache: int | None = None,
+    collectives: bool = False,
 ) -> Machine:
-    """The machine of this process. ValueError where no native code was built."""
-    cores, cache = physical_cores(), last_cache()
+    """The machine of this process; `cache` bytes of its last cache, asked of it by default.
+
+    `collectives` measures two processes adding up, where torch is there. ValueError where no native
+    code was built.
+    """
+    cores = physical_cores()
+    cache = last_cache() if cache is None else cache
     paces = {
         threads: _pace(threads, cache, formats, rounds, on_job) for threads in sorted({1, cores})
     }
@@ -57,6 +68,7 @@ def calibrate(
         fp32=fp32,
         int8=int8,
         paces=paces,
+        all_reduce=all_reduce_rate() if collectives else None,
         measured=datetime.now(UTC).date().isoformat(),
     )
 
@@ -87,9 +99,11 @@ def _pace(
     threads: int, cache: int, formats: Sequence[str], rounds: int, on_job: Callable[[], None]
 ) -> Pace:
     shallow, deep = (_probe(ModelConfig(64, n, 1, 1, 64, 64, 256), "f32", threads) for n in (2, 34))
-    few, many = alternating((partial(_tokens, shallow), partial(_tokens, deep)), rounds, threads)
-    layer = max(0.0, (many - few) / _STEPS / 32)
-    step = max(0.0, few / _STEPS - 2 * layer)
+    steps = _MOST_STEPS
+    bursts = [Job(partial(seconds_of, runner, 1, 0, 1, steps)) for runner in (shallow, deep)]
+    few, many = alternating(bursts, rounds, threads)
+    layer = max(0.0, (many - few) / steps / 32)
+    step = max(0.0, few / steps - 2 * layer)
     on_job()
     speeds: list[float] = []
     cached: dict[str, float] = {}
@@ -98,33 +112,42 @@ def _pace(
         for form in formats:
             for shares, share, shape in ((streamed, _STREAMED, _LARGE), (cached, _CACHED, _SMALL)):
                 config = _filling(share * cache, form, *shape)
-                tokens = partial(_tokens, _probe(config, form, threads))
-                memory, burst = alternating((read_memory, tokens), rounds, threads)
+                decode, steps = decoding(_probe(config, form, threads))
+                memory, burst = alternating((Job(read_memory), decode), rounds, threads)
                 speeds.append(_READ / memory)
                 besides = step + config.num_layers * layer
                 read = weights(config, form).read
-                seconds = burst / _STEPS
+                seconds = burst / steps
                 shares[form] = read / max(seconds - besides, seconds / 4) / speeds[-1]
             on_job()
     return Pace(statistics.median(speeds), cached, streamed, layer, step)
 
 
-def alternating(jobs: Sequence[Callable[[], object]], rounds: int, threads: int) -> list[float]:
+class Job(NamedTuple):
+    """What is timed, and what is done before it: a model must be back in the cache that reading
+    memory emptied."""
+
+    run: Callable[[], object]
+    before: Callable[[], object] = bool
+
+
+def alternating(jobs: Sequence[Job], rounds: int, threads: int) -> list[float]:
     """Seconds that each of some jobs takes on so many busy threads, run in turn.
 
     They are of processor time, which leaves out when others had the processor, and medians of the
-    third of the rounds in which that was least.
+    sixth of the rounds in which that was least.
     """
     found = []
     for _ in range(rounds + 1):
         seconds, shares = [], []
         for job in jobs:
+            job.before()
             began, used = time.perf_counter(), time.process_time()
-            job()
+            job.run()
             seconds.append((time.process_time() - used) / threads)
             shares.append(seconds[-1] / (time.perf_counter() - began))
         found.append((min(shares), seconds))
-    best = sorted(found[1:], key=lambda pair: pair[0])[-max(1, rounds // 3) :]
+    best = sorted(found[1:], key=lambda pair: pair[0])[-max(3, rounds // 6) :]
     return [statistics.median(column) for column in zip(*(s for _, s in best), strict=True)]
 
 
@@ -155,20 +178,23 @@ def _probe(config: ModelConfig, form: str, threads: int) -> NativeRunner:
     return NativeRunner(checkpoint, num_pages=40, kv_dtype="f16", num_threads=threads)
 
 
-def _tokens(runner: NativeRunner) -> None:
-    """A burst of decoding."""
-    seconds_of(runner, 1, 0, 1, _STEPS)
+def decoding(runner: NativeRunner) -> tuple[Job, int]:
+    """A burst of decoding one sequence, and how many tokens it has."""
+    once = min(seconds_of(runner, 1, 0, 1, 1) for _ in range(4))
+    steps = max(1, min(_MOST_STEPS, round(_BURST / once)))
+    burst = partial(seconds_of, runner, 1, 0, 1)
+    return Job(partial(burst, steps), partial(burst, 1)), steps
 
 
 def _prompt_rate(threads: int, rounds: int) -> float:
     """FLOP/s of blocks, reading a prompt."""
     config = ModelConfig(1024, 4, 16, 16, 2816, vocab_size=256)
     runner = _probe(config, "q8_0", threads)
-    seconds = alternating((partial(seconds_of, runner, 1, 0, _PROMPT, 1),), rounds, threads)
+    seconds = alternating((Job(partial(seconds_of, runner, 1, 0, _PROMPT, 1)),), rounds, threads)
     return 2 * config.num_parameters * _PROMPT / seconds[0]
 
 
 def _numpy_rate(threads: int, rounds: int, size: int = 1024) -> float:
     """FLOP/s of float32 products by numpy's library."""
     x = np.random.default_rng(0).standard_normal((size, size), np.float32)
-    return 2 * size**3 / alternating((partial(np.matmul, x, x),), rounds, threads)[0]
+    return 2 * size**3 / alternating((Job(partial(np.matmul, x, x)),), rounds, threads)[0]

@@ -14,7 +14,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def plot_scaling(curves: Mapping[str, Sequence[Point]], path: Path, title: str) -> Path:
     """Draws tokens/s and efficiency over the number of devices, a line a name of `curves`.
 
-    Dashed is what perfect scaling of the first point would give, dotted the plan without failures.
+    Dashed is what all devices would do at the best speed of any point, dotted the plan before slow
+    ranks and failures.
     ValueError where no curve has points.
     """
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def plot_scaling(curves: Mapping[str, Sequence[Point]], path: Path, title: str) 
         if not points:
             continue
         counts = [point.devices for point in points]
-        each = points[0].planned / points[0].devices
+        each = max(point.planned / point.devices for point in points)
         top.plot(counts, [each * n for n in counts], "--", color=colour, alpha=0.5, linewidth=1)
         top.plot(counts, [p.planned for p in points], ":", color=colour, linewidth=1.4)
         top.plot(counts, [p.simulated for p in points], "o-", color=colour, label=name)
@@ -49,7 +50,10 @@ def plot_scaling(curves: Mapping[str, Sequence[Point]], path: Path, title: str) 
     bottom.set_xscale("log", base=2)
     bottom.set_xlabel("devices")
     counts = sorted({point.devices for points in curves.values() for point in points})
-    shown = counts[:: -(-len(counts) // 12)]
+    shown = counts[:1]
+    for count in counts[1:]:
+        if count >= shown[-1] * max(1.5, (counts[-1] / counts[0]) ** (1 / 14)):
+            shown.append(count)
     bottom.set_xticks(shown, [f"{n:,}" for n in shown])
     bottom.xaxis.set_minor_formatter(NullFormatter())
     for axes in (top, bottom):

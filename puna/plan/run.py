@@ -17,7 +17,10 @@ from puna.plan.failures import (
     plan_failures,
     reliability,
 )
-from puna.plan.simulate import Spread, simulate_runs, simulate_steps
+from puna.plan.search import Run
+from puna.plan.simulate import Spread, expected_maximum, simulate_runs, simulate_steps
+from puna.plan.step import SPREAD
+from puna.plan.train import plan_train
 
 _MOST_STAGES = 256  # and pieces, of a step that is played through
 _MOST_TASKS = 50_000
@@ -161,7 +164,7 @@ def simulate_run(
 @dataclass(frozen=True, slots=True)
 class Point:
     """A number of devices: tokens/s of all as planned, and with failures and slow ranks;
-    `efficiency` the latter a device, over the plan's a device at the smallest number."""
+    `efficiency` the latter a device, over the most that any of the points plans a device."""
 
     devices: int
     planned: float
@@ -169,6 +172,20 @@ class Point:
     efficiency: float
     days: float
     layout: str
+
+
+def healthy(run: Run) -> tuple[float, Shape, str]:
+    """Of the fastest layout: tokens/s a device while nothing fails and no rank is slower than the
+    others, how ranks share a step, and what the layout is called.
+
+    ValueError, saying what would do, where none fits.
+    """
+    _, found = plan_train(run, 1.0)
+    choice = found.choice
+    layout = choice.layout
+    shape = Shape(layout.pp, layout.tp * layout.cp, choice.num_pieces)
+    slowest = SPREAD * expected_maximum(run.kernels.cluster.count)
+    return found.tokens_per_second * (1 + slowest), shape, str(layout)
 
 
 # tokens/s a device, shape, what to call the layout; ValueError where nothing fits
@@ -187,8 +204,7 @@ def scaling(
     runs: int = 50,
 ) -> list[Point]:
     """A point for each number of devices that has a plan."""
-    points: list[Point] = []
-    first = None
+    found = []
     for count in sorted(set(counts)):
         try:
             each, shape, layout = plan_at(count)
@@ -197,8 +213,11 @@ def scaling(
             )
         except ValueError:  # no layout, or a run that does not end
             continue
+        found.append((count, each, run, layout))
+    best = max((each for _, each, _, _ in found), default=0.0)
+    points = []
+    for count, each, run, layout in found:
         simulated = tokens / run.days / 86400
-        first = each if first is None else first
-        efficiency = simulated / count / first
+        efficiency = simulated / count / best
         points.append(Point(count, each * count, simulated, efficiency, run.days, layout))
     return points

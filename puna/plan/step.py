@@ -23,7 +23,7 @@ from puna.plan.network import Group
 _SLOWED = 0.2
 # How devices of a kind differ: a standard deviation of 2 %, for 5 % and more are seen in one node
 # (S. Bekman, ml-engineering). A step takes the slowest's time.
-_SPREAD = 0.02
+SPREAD = 0.02
 # What remains: gaps between kernels, allocation, data, the log. *Ours*, set before the first
 # comparison with published runs (docs/planning.md) and not changed after it.
 _REST = 0.08
@@ -113,5 +113,5 @@ def step_time(
 @functools.cache
 def drag(count: int) -> float:
     """By how much `count` devices together are slower than one is: the slowest, and the rest."""
-    slowest = _SPREAD * NormalDist().inv_cdf(1 - 1 / (count + 1))
+    slowest = SPREAD * NormalDist().inv_cdf(1 - 1 / (count + 1))
     return (1 + max(0.0, slowest)) / (1 - _REST)
