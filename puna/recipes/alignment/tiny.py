@@ -19,9 +19,11 @@ _SFT = {
     "epochs": 3, "learning_rate": 1e-3, "batch_size": 8, "context_length": 256, "warmup_steps": 10,
 }  # fmt: skip
 _REWARD = {"learning_rate": 7e-4, "batch_size": 32}
+# Answers are compared with others to their prompt; by people, too, it is found where to end.
 _PPO = {
-    "iterations": 24, "iteration_size": 256, "batch_size": 64, "learning_rate": 5e-5, "beta": 0.05,
-    "evaluate_every": 4, "patience": 6, "max_tokens": 64,
+    "iterations": 16, "iteration_size": 256, "answers_per_prompt": 4, "batch_size": 64,
+    "micro_batch_size": 32, "learning_rate": 5e-5, "beta": 0.05, "evaluate_every": 2,
+    "patience": 0, "max_tokens": 64, "held_out": 192, "chosen_by": "gold",
 }  # fmt: skip
 
 VERSIONS = (
@@ -29,12 +31,13 @@ VERSIONS = (
     Version("V1", (Stage("sft", _SFT), Stage("obedience"))),
     # Comparisons of its answers, reward models, and the best of some answers; from the base anew,
     # with dialogs that keep to an instruction, and safe answers under a preprompt. Few samples at
-    # a low temperature: of more, a small reward model picks what it is wrong about.
+    # a low temperature: of more, a small reward model picks what it is wrong about; three together
+    # are wrong about less.
     Version(
         "V2",
         (
             Stage("preferences", {"max_tokens": 64}),
-            Stage("reward", {"of": "helpfulness"} | _REWARD),
+            Stage("reward", {"of": "helpfulness", "members": 3} | _REWARD),
             Stage("reward", {"of": "safety"} | _REWARD),
             Stage("gatt", {"dialogs": 300}),
             Stage("safety_distillation"),
@@ -61,9 +64,11 @@ def tiny(folder: Path, sources: Path, seed: int) -> AlignConfig:
         if not path.exists():
             with atomic_file(path) as file:
                 file.write(lines([each for each in comparisons if of_safety(each) == is_of]))
+    more = folder / "new_prompts.jsonl"
     data = Data(
         sft=(folder / "sft.jsonl",),
         prompts=folder / "prompts.jsonl",
+        new_prompts=more if more.stat().st_size else None,
         preferences=(folder / "helpfulness.jsonl",),
         safety=(folder / "safety.jsonl",),
         red_team=folder / "red_team.jsonl",

@@ -251,13 +251,14 @@ class PPOOptions:
 def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, Values]:
     """PPO on top of the newest model, held to it, by both reward models; what is best on held-out
     prompts is handed on, which may be where it began."""
-    run, state = context.folder / "run", context.state
-    path = context.config.data.prompts
-    assert path is not None
-    prompts = read_prompts(path)
-    tasks = {task.messages: task for task in read_held_out(path).tasks}
+    run, state, data = context.folder / "run", context.state, context.config.data
+    paths = [path for path in (data.prompts, data.new_prompts) if path is not None]
+    prompts = [prompt for path in paths for prompt in read_prompts(path)]
+    tasks = {task.messages: task for path in paths for task in read_held_out(path).tasks}
+    if len(tasks) < len({prompt.messages for prompt in prompts}):
+        tasks = {}  # of some alone there is no gold score
     if options.chosen_by == "gold" and not tasks:
-        raise ValueError(f"PPO cannot be chosen by gold: {path} has prompts, and no tasks")
+        raise ValueError("PPO cannot be chosen by gold: its prompts are not all tasks")
     (helpfulness,) = needed_scorers(context, "helpfulness")
     if not run.exists():
         start = open_start(state.policy)

@@ -58,6 +58,7 @@ class Uses(NamedTuple):
     prompts: list[Task]
     held_out: list[Task]
     red_team: list[Task]
+    new_prompts: list[Task]
 
 
 def make(sources: Path, seed: int) -> list[Task]:
@@ -84,22 +85,26 @@ def make(sources: Path, seed: int) -> list[Task]:
 def choose(tasks: Sequence[Task], seed: int) -> Uses:
     """Deals the tasks out and takes of each kind what `SIZES` says, in a seeded order.
 
-    What must be declined and is neither learned, a prompt nor held out is for red-teaming.
+    What is neither learned, a prompt nor held out is for red-teaming where it must be declined,
+    and else a prompt for later, of which rejection sampling has learned no winner.
     """
     generator = random.Random(f"choose {seed}")
     dealt = split(tasks, seed)
-    uses = Uses([], [], [], [])
+    uses = Uses([], [], [], [], [])
     for kind, size in SIZES.items():
         of_kind = [[task for task in part if task.kind == kind] for part in dealt]
         for part in of_kind:
             generator.shuffle(part)
         sft, prompts, held_out = of_kind
         uses.sft.extend(sft[: size.sft])
-        uses.prompts.extend(_asked_once(prompts)[: size.prompts])
-        asked = _asked_once(held_out)
+        reinforced, asked = _asked_once(prompts), _asked_once(held_out)
+        uses.prompts.extend(reinforced[: size.prompts])
         uses.held_out.extend([task for task in asked if not task.novel][: size.held_out])
         uses.held_out.extend([task for task in asked if task.novel][: size.novel])
-        uses.red_team.extend(prompts[size.prompts :] if kind == "refusal" else [])
+        if kind == "refusal":
+            uses.red_team.extend(prompts[size.prompts :])
+        else:
+            uses.new_prompts.extend(reinforced[size.prompts :])
     for part in uses:
         generator.shuffle(part)
     return uses
@@ -111,8 +116,8 @@ def _asked_once(tasks: Sequence[Task]) -> list[Task]:
 
 
 def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
-    """Writes sft, prompts, held_out, preferences, red_team and, for Ghost Attention, questions and
-    held_out_questions, all `.jsonl`; gives the lines in each.
+    """Writes sft, prompts, new_prompts, held_out, preferences, red_team and, for Ghost Attention,
+    questions and held_out_questions, all `.jsonl`; gives the lines in each.
 
     The same seed and sources give the same bytes.
     """
@@ -124,6 +129,7 @@ def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
     written = {
         "sft": learned,
         "prompts": [task.row() for task in uses.prompts],
+        "new_prompts": [task.row() for task in uses.new_prompts],
         "held_out": [task.row() for task in uses.held_out],
         "preferences": _preferences([*uses.sft, *uses.prompts], generator),
         "red_team": [task.row() for task in uses.red_team],

@@ -100,10 +100,10 @@ def test_no_capital_that_is_its_country_is_asked_for(tasks: list[Task]) -> None:
 def test_splits_share_no_question(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
     questions = [{task.question for task in part} for part in uses]
-    sft, prompts, held_out, red_team = questions
-    assert all(questions)
+    sft, prompts, held_out, red_team, new_prompts = questions
+    assert all(questions[:4])
     assert not sft & prompts and not sft & held_out and not prompts & held_out
-    assert not red_team & (sft | held_out)
+    assert not red_team & (sft | held_out) and not new_prompts & (sft | held_out)
     # The user's whole text is no other's either.
     texts = [{task.messages[-1].content for task in part} for part in uses[:3]]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
@@ -111,14 +111,15 @@ def test_splits_share_no_question(tasks: list[Task]) -> None:
 
 def test_nothing_is_asked_twice_where_answers_are_sampled(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
-    for part in (uses.prompts, uses.held_out):
+    for part in ([*uses.prompts, *uses.new_prompts], uses.held_out):
         assert len({task.messages for task in part}) == len(part)
 
 
 def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
     novel = {task.subject for task in uses.held_out if task.novel}
-    seen = {task.subject for part in (uses.sft, uses.prompts, uses.red_team) for task in part}
+    learned = (uses.sft, uses.prompts, uses.red_team, uses.new_prompts)
+    seen = {task.subject for part in learned for task in part}
     assert novel and not novel & seen
     known = {task.subject for task in uses.held_out if not task.novel and task.kind == "facts"}
     assert known <= seen
@@ -129,7 +130,8 @@ def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
 def test_no_use_is_larger_than_its_size(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(building.SIZES, "facts", building.Size(7, 5, 3, 2, 9))
     facts = [[task for task in part if task.kind == "facts"] for part in choose(tasks, seed=1)]
-    assert [len(part) for part in facts] == [7, 5, 5, 0]
+    assert [len(part) for part in facts[:4]] == [7, 5, 5, 0]
+    assert facts[4] and len({task.messages for task in facts[1] + facts[4]}) == 5 + len(facts[4])
     assert sum(task.novel for task in facts[2]) == 2
 
 
@@ -138,7 +140,7 @@ def test_the_same_seed_gives_the_same_bytes(sources: Path, built: Path, tmp_path
     build(tmp_path / "other", sources, seed=2)
     names = sorted(path.name for path in built.iterdir())
     assert names == [
-        "held_out.jsonl", "held_out_questions.jsonl", "preferences.jsonl",
+        "held_out.jsonl", "held_out_questions.jsonl", "new_prompts.jsonl", "preferences.jsonl",
         "prompts.jsonl", "questions.jsonl", "red_team.jsonl", "sft.jsonl",
     ]  # fmt: skip
     for name in names:
