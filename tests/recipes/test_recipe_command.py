@@ -99,7 +99,7 @@ def test_a_plan_writes_nothing(
         (["--recipe", "7b"], "recipe 7b has a vocabulary of 32000 pieces, and the tokenizer 420"),
         (["--recipe", "7b", "--model", "7b", "--parallel", ""], "finds no GPU"),
         (["--recipe", "7b", "--model", "7b"], "'dp=128 fsdp=8' is for 1024 processes, and there"),
-        (["--recipe", "70b", "--batch-size", "1024"], "1000 or 1250 would"),
+        (["--recipe", "70b", "--batch-size", "1024"], "1000 or 2000 would"),
         (["--recipe", "cria", "--tokenizer", "cria"], "makes corpus and tokenizer"),
         (["--size", "1M", "--recipe", "tiny"], "leave out --recipe"),
         (["--size", "1M", "--model", "tiny"], "leave out --model"),
