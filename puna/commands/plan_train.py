@@ -151,7 +151,7 @@ def _as_json(
         "tokens_per_second": plan.tokens_per_second,
         "mfu": plan.mfu,
         "training": {"tokens_per_second": found.tokens_per_second,
-                     "mfu": mfu(plan.model, cluster, found.tokens_per_second)},
+                     "mfu": mfu(plan.model, cluster, found.tokens_per_second, plan.dtype)},
         "gpu_hours": plan.gpu_hours,
         "days": plan.days,
         "watts": plan.power,
@@ -168,6 +168,7 @@ def _show(run: Run, plan: TrainPlan, found: Found, bill: Cost, failures: Failure
     cluster, choice, memory, step = plan.cluster, found.choice, found.memory, found.step
     device, model = cluster.device, plan.model
     at_speed = found.tokens_per_second
+    share = mfu(model, cluster, at_speed, plan.dtype)
     windows = f"{choice.num_pieces} x {choice.micro_batch_size}"
     facts_table("The run", {
         "parameters": f"{model.num_parameters:,}",
@@ -190,7 +191,7 @@ def _show(run: Run, plan: TrainPlan, found: Found, bill: Cost, failures: Failure
         "seconds": f"{step.total:.2f}",
         **{f"  {_PARTS[name]}": f"{seconds / step.total:6.1%}"
            for name, seconds in dataclasses.asdict(step).items() if seconds},
-        "speed": f"{at_speed:,.0f} tokens/s/GPU, MFU {mfu(model, cluster, at_speed):.1%}",
+        "speed": f"{at_speed:,.0f} tokens/s/GPU, MFU {share:.1%}",
     })  # fmt: skip
     facts_table("\nAll of it", {
         "speed": f"{plan.tokens_per_second:,.0f} tokens/s/GPU, MFU {plan.mfu:.1%}: "

@@ -118,51 +118,44 @@ def _stage(
         kept, whole = kept + seen * (recompute == "none"), whole + seen
         rotary += n * config.context_length
     # Of a layer that is computed anew: what it has besides what was kept of it.
-    anew = 0.0
-    if recompute == "full":
-        anew = whole
-    elif recompute == "selective":
-        anew = whole - n * (2 * config.kv_dim + 2 * dim + 4 * config.num_heads + 4 * ffn) / tp
-    buffers = 2.0 * dim * n / tp * num_pieces * ((not first) + (not last)) if pp > 1 else 0.0
+    shared = n * (2 * config.kv_dim + 2 * dim + 4 * config.num_heads + 4 * ffn) / tp
+    anew = {"none": 0.0, "selective": whole - shared, "full": whole}[recompute]
+    under_way = kept * layers * depth
+    gate = anew + n * (4 * ffn / tp + 2 * dim)  # its backward pass
+    loss = n * (6 * dim / tp + 4 * dim) + 4 * vocabulary
+    loss += max(10 * min(loss_chunk or n, n) * config.vocab_size / tp, 6 * vocabulary)
+    final_norm = 24 * n * dim / tp
+    buffers = 0.0
 
+    # When it may be fullest: gathered weights and gradients, kept activations, what else there is.
     if pp > 1:
         # Weights stay gathered from the first piece to the last, and gradients whole, in fp32.
-        gathered = {"ffn": 2 * here + 4 * here, "norm": 2 * here + 4 * here}
-        gathered["loss"] = gathered["ends"] = 6 * here
+        buffers = 2.0 * dim * n / tp * num_pieces * ((not first) + (not last))
+        moments = [(6 * here, under_way, gate)]
+        if last:
+            moments += [(6 * here, under_way, final_norm), (6 * here, under_way, loss)]
     else:
-        # Of a block: two in bf16 (its own, the next), fp32 sums of the last one on their way.
         head = 2 * ends + 2 * vocabulary  # both ends, and the head's gradient
-        gathered = {
-            "ffn": head + 2 * block * min(layers, 2) + 2 * dim * ffn / tp,
-            "norm": head + 2 * block,
-            "loss": 2 * ends,
-            "ends": 2 * ends + 4 * vocabulary + 4 * ends,
-        }
-    chunk = min(loss_chunk or n, n)
-    logits = 10 * chunk * config.vocab_size / tp
-    moments = {
-        # The gate's backward pass in the last layer; in one before it, with sums on their way.
-        "ffn": (kept * layers * depth, anew + n * (4 * ffn / tp + 2 * dim)),
-        "norm": (kept * layers * depth, n * 24 * dim / tp) if last else (0.0, 0.0),
-        "loss": (
-            kept * layers * depth,
-            n * (6 * dim / tp + 4 * dim) + 4 * vocabulary + max(logits, 6 * vocabulary),
-        ) if last else (0.0, 0.0),
-        "ends": (0.0, 2.0 * dim * n),
-    }  # fmt: skip
-    if pp == 1 and layers > 1:
-        # A layer before the last, the sums of the one behind it on their way: at its gate, and at
-        # the norm before that, whose matrices' gradients are there.
-        moments["sums"] = (kept * (layers - 1), moments["ffn"][1])
-        gathered["sums"] = gathered["ffn"] + 4 * block - (2 * block if layers == 2 else 0)
-        rest = anew - 8 * ffn * n / tp  # the gate's factors are gone
-        moments["norms"] = (
-            kept * (layers - 1) + min(rest, 0.0),
-            max(rest, 0.0) + 20 * dim * n / tp,
-        )
-        gathered["norms"] = gathered["sums"] + 4 * dim * ffn / tp
-    fullest = max(moments, key=lambda name: sum(moments[name]) + gathered[name])
-    activations, working = moments[fullest]
-    return Memory(
-        state, state, _ADAMW * state, gathered[fullest], activations, working + rotary + buffers
-    )
+        last_layer = head + 2 * block * min(layers, 2) + 2 * dim * ffn / tp
+        moments = [
+            (2 * ends, under_way, loss),
+            (head + 2 * block, under_way, final_norm),
+            (last_layer, under_way, gate),
+            (2 * ends + 4 * vocabulary + 4 * ends, 0.0, 2.0 * dim * n),
+        ]
+        if layers > 1:
+            # In a layer before the last the fp32 sums of the one behind it are on their way: at its
+            # gate, whose factors are gone at the norm before that, while its gradients are there.
+            # Two layers are gathered, its own and the next, which the first has not.
+            sums = last_layer + 4 * block - 2 * block * (layers == 2)
+            at_norm = anew - 8 * ffn * n / tp
+            moments += [
+                (sums, kept * (layers - 1), gate),
+                (
+                    sums + 4 * dim * ffn / tp,
+                    kept * (layers - 1) + min(at_norm, 0.0),
+                    max(at_norm, 0.0) + 20 * dim * n / tp,
+                ),
+            ]
+    gathered, activations, working = max(moments, key=sum)
+    return Memory(state, state, _ADAMW * state, gathered, activations, working + rotary + buffers)

@@ -22,12 +22,13 @@ SHARE_OF_A_RUN = 0.81
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
     """`tokens` through `model` on `cluster`, of whose devices each does `tokens_per_second`, over
-    the whole run."""
+    the whole run; `dtype` is that of the blocks' products."""
 
     model: ModelConfig
     tokens: float
     cluster: Cluster
     tokens_per_second: float
+    dtype: str = "bf16"
 
     @property
     def flops(self) -> float:
@@ -36,8 +37,8 @@ class TrainPlan:
 
     @property
     def mfu(self) -> float:
-        """What share of the devices' peak in bf16 the run's operations are."""
-        return mfu(self.model, self.cluster, self.tokens_per_second)
+        """What share of the devices' peak in `dtype` the run's operations are."""
+        return mfu(self.model, self.cluster, self.tokens_per_second, self.dtype)
 
     @property
     def gpu_hours(self) -> float:
@@ -53,9 +54,9 @@ class TrainPlan:
         return self.cluster.count * self.cluster.power
 
 
-def mfu(model: ModelConfig, cluster: Cluster, tokens_per_second: float) -> float:
-    """Of a device that trains so many tokens a second, over its peak in bf16."""
-    return tokens_per_second * flops_per_token(model) / cluster.device.peak("bf16")
+def mfu(model: ModelConfig, cluster: Cluster, tokens_per_second: float, dtype: str) -> float:
+    """Of a device that trains so many tokens a second, over its peak in `dtype`."""
+    return tokens_per_second * flops_per_token(model) / cluster.device.peak(dtype)
 
 
 class DoesNotFitError(ValueError):
@@ -74,7 +75,8 @@ def plan_train(run: Run, tokens: float) -> tuple[TrainPlan, Found]:
     if found is None:
         raise DoesNotFitError(_why(run))
     speed = found.tokens_per_second * SHARE_OF_A_RUN
-    return TrainPlan(run.model, tokens, run.kernels.cluster, speed), found
+    plan = TrainPlan(run.model, tokens, run.kernels.cluster, speed, run.kernels.dtype)
+    return plan, found
 
 
 def _why(run: Run) -> str:

@@ -101,3 +101,13 @@ def test_slower_where_less_is_there() -> None:
     with pytest.raises(ValueError, match="does not multiply in fp8"):
         float8 = dataclasses.replace(run.kernels, dtype="fp8")
         plan_train(dataclasses.replace(run, kernels=float8), 1e9)
+
+
+def test_float8_is_held_against_its_own_peak() -> None:
+    run = a_run("7b", "h100-80g", 64)
+    kernels = dataclasses.replace(run.kernels, dtype="fp8")
+    plain, _ = plan_train(run, 1e9)
+    float8, _ = plan_train(dataclasses.replace(run, kernels=kernels), 1e9)
+    assert float8.tokens_per_second > 1.2 * plain.tokens_per_second
+    assert float8.mfu == pytest.approx(float8.tokens_per_second * 46_086_512_640 / 1979e12)
+    assert float8.mfu < plain.mfu
