@@ -14,11 +14,11 @@ from threading import Thread
 from typing import Any
 
 from puna.config import ModelConfig
-from puna.engine.engine import Request
 from puna.engine.llm import LLM, AdapterSource
 from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, Prompt, encode
+from puna.engine.request import Request
 from puna.engine.statistics import Statistics
 from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from itertools import count
@@ -13,16 +12,18 @@ from numpy.typing import NDArray
 from puna.engine.adapters import Adapters
 from puna.engine.batch import Answer, Runner, check_update
 from puna.engine.draws import draws_of, token_of
-from puna.engine.output import Completion, Delta, Embedding, RequestOutput, Writer
+from puna.engine.endings import Endings
+from puna.engine.output import Writer
 from puna.engine.pages import Pages
 from puna.engine.params import DEFAULT_MAX_TOKENS, SamplingParams
-from puna.engine.pooling import POOLINGS, Pooling
-from puna.engine.sampling import TokenLogprobs, fresh_seed, logprobs_of
+from puna.engine.pooling import POOLINGS
+from puna.engine.request import Request
+from puna.engine.sampling import logprobs_of
 from puna.engine.scheduler import Scheduler
 from puna.engine.sequence import Part, Sequence
 from puna.engine.speculate import Drafter
 from puna.engine.statistics import Statistics
-from puna.engine.structure import Structure, Structures
+from puna.engine.structure import Structures
 from puna.formats.adapters import Pair
 from puna.formats.checkpoint import LazyTensor
 from puna.tokenizer import Tokenizer
@@ -32,62 +33,6 @@ MAX_ROWS, MAX_SEQUENCES = 256, 64
 
 class ContextLengthError(ValueError):
     """A prompt, or a prompt and what is to follow it, for which there is no room."""
-
-
-class Request:
-    """What was asked for, and what has come of it. Made by `Engine.add` and `add_embedding`."""
-
-    def __init__(
-        self,
-        prompt: str | None,
-        ids: Many[int],
-        params: SamplingParams,
-        number: int,
-        adapter: str | None,
-    ) -> None:
-        self.prompt, self.prompt_token_ids, self.params = prompt, list(ids), params
-        self.number, self.adapter = number, adapter
-        self.seed = fresh_seed() if params.seed is None else params.seed
-        self.deltas: deque[Delta] = deque()  # not yet fetched
-        self.error: ValueError | None = None
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        self.num_cached_tokens = 0
-        self.pooling: Pooling | None = None  # of one for an embedding
-        self.writers: list[Writer] = []
-        self.structures: list[Structure | None] = []  # of each writer
-        self.live: list[Sequence] = []  # by `order[1]`, the index of its output
-
-    @property
-    def finished(self) -> bool:
-        return not self.live
-
-    def result(self) -> RequestOutput:
-        """All of it so far; raises the error that ended it, if one did."""
-        if self.error is not None:
-            raise self.error
-        outputs = [writer.completion for writer in self.writers]
-        n = self.params.n
-        if len(outputs) > n and self.finished:
-            outputs = sorted(outputs, key=_mean_logprob, reverse=True)
-        return RequestOutput(
-            self.prompt,
-            self.prompt_token_ids,
-            outputs[:n],
-            self.prompt_logprobs,
-            self.num_cached_tokens,
-        )
-
-    def embedding(self) -> Embedding:
-        """What `add_embedding` asked for, when it has finished; raises as `result`."""
-        if self.error is not None:
-            raise self.error
-        assert self.pooling is not None and self.finished
-        return Embedding(self.pooling.vector, self.prompt_token_ids)
-
-
-def _mean_logprob(output: Completion) -> float:
-    # With max_tokens 0 there is nothing to take the mean of.
-    return (output.cumulative_logprob or 0.0) / max(1, len(output.token_ids))
 
 
 class Engine:
@@ -160,10 +105,10 @@ class Engine:
             len(ids),
             origin=self._origin(adapter),
             adapter=self._adapters.find(adapter).index,
-            wants_prompt=params.prompt_logprobs is not None,
+            wanted_from=None if params.prompt_logprobs is None else 0,
             draw=draws_of(params, request.seed, 0, self.tokenizer.vocab_size),
         )
-        if sequence.wants_prompt:
+        if sequence.wanted_from is not None:
             request.prompt_logprobs = [None] * len(ids)
         return self._enter(request, sequence)
 
@@ -184,8 +129,35 @@ class Engine:
             len(ids),
             origin=self._origin(adapter),
             adapter=self._adapters.find(adapter).index,
-            wants_prompt=pooling == "mean",
+            wanted_from=0 if pooling == "mean" else None,
             wants_hidden=True,
+        )
+        return self._enter(request, sequence)
+
+    def add_endings(
+        self, context: Many[int], endings: Many[Many[int]], *, adapter: str | None = None
+    ) -> Request:
+        """Takes a request for how likely each ending is after the tokens `context`.
+
+        The context is run once, or found in pages of earlier prompts; each ending goes on from
+        there, and its last token is not run. Raises as `add`, and for an ending of no tokens.
+        """
+        params, pieces = SamplingParams(max_tokens=0), self.tokenizer.vocab_size
+        if not endings or not all(endings):
+            raise ValueError("there is no ending, or one has no tokens")
+        for ending in endings:
+            self.check([*context, *ending[:-1]], params, adapter)
+            if not 0 <= ending[-1] < pieces:
+                known = f"the model knows 0 to {pieces - 1}"
+                raise ValueError(f"an ending has token {ending[-1]}, {known}")
+        request = Request(None, context, params, next(self._numbers), adapter)
+        request.endings = Endings(len(context), endings)
+        sequence = Sequence(
+            (request.number, 0),
+            list(context),
+            len(context),
+            origin=self._origin(adapter),
+            adapter=self._adapters.find(adapter).index,
         )
         return self._enter(request, sequence)
 
@@ -333,6 +305,8 @@ class Engine:
             try:
                 if part.sequence.wants_hidden:
                     self._pool(request, part, hidden)
+                elif request.endings is not None:
+                    self._weigh(request, request.endings, part, own)
                 else:
                     self._advance(request, part, own)
             except ValueError as error:
@@ -349,7 +323,7 @@ class Engine:
         asked = []
         for sequence in self.scheduler.running:
             request = self._requests[sequence.order[0]]
-            if sequence.wants_hidden:
+            if not request.writers:  # nothing is written
                 continue
             # The last token is never guessed: the model's own draw follows the guesses.
             room = max(0, request.writers[sequence.order[1]].room - 1)
@@ -374,10 +348,32 @@ class Engine:
             self._end(sequence)
             self._prompt_tokens += sequence.prompt_length
 
+    def _weigh(self, request: Request, endings: Endings, part: Part, answers: list[Answer]) -> None:
+        """Adds what a part's logits say of the endings; behind the context, these begin."""
+        sequence = part.sequence
+        is_context = sequence.order[1] == 0
+        if is_context and part.end == len(sequence.ids):
+            endings.begin(_logits(answers[-1]))
+        elif not is_context:
+            first = part.end - len(answers) + 1
+            for position, answer in enumerate(answers, start=first):
+                endings.add(sequence.order[1] - 1, position, _logits(answer))
+        self.scheduler.advance(part)
+        if part.end < len(sequence.ids):
+            return
+        if is_context:
+            self._prompt_tokens += sequence.prompt_length
+            self._cached_tokens += sequence.cached or 0
+            for index, ids in enumerate(endings.ids, start=1):
+                if len(ids) > 1:
+                    request.live.append(self.scheduler.fork(sequence, index, ids[:-1]))
+        request.live.remove(sequence)
+        self._end(sequence)
+
     def _advance(self, request: Request, part: Part, answers: list[Answer]) -> None:
         """Does what the step found for a part."""
         sequence = part.sequence
-        if sequence.wants_prompt and part.begin < sequence.prompt_length:
+        if sequence.wanted_from is not None and part.begin < sequence.prompt_length:
             _report_prompt(request, part, answers)
         if part.end < len(sequence.ids):
             self.scheduler.advance(part)

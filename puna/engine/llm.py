@@ -10,11 +10,13 @@ from threading import Lock
 from typing import Any
 
 from puna.chat import Message
-from puna.engine.engine import MAX_ROWS, MAX_SEQUENCES, Engine, Request
+from puna.engine.endings import Likelihood
+from puna.engine.engine import MAX_ROWS, MAX_SEQUENCES, Engine
 from puna.engine.loading import load_runner
 from puna.engine.output import Delta, Embedding, RequestOutput
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import Dialog, EncodedPrompt, Prompt, encode
+from puna.engine.request import Request
 from puna.engine.speculate import PROMPT_LOOKUP, Drafter, DraftModel, PromptLookup
 from puna.formats import open_checkpoint
 from puna.formats.adapters import Adapter, Pair, added, open_adapter, read_pairs
@@ -172,6 +174,27 @@ class LLM:
             for prompt, name in zip(many, _names(adapter, len(many)), strict=True)
         )
         return [request.embedding() for request in requests]
+
+    def likelihoods(
+        self,
+        contexts: Sequence[Prompt],
+        endings: Sequence[Sequence[Sequence[int]]],
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+    ) -> list[list[Likelihood]]:
+        """How likely each of the endings (token ids) of each context is.
+
+        A context is run once for all its endings, and what it begins with as another one is not
+        run again. Raises as `generate`, and for an ending of no tokens.
+        """
+        names = _names(adapter, len(contexts))
+        requests = self._finished(
+            partial(
+                self.engine.add_endings, encode(self.tokenizer, context).ids, each, adapter=name
+            )
+            for context, each, name in zip(contexts, endings, names, strict=True)
+        )
+        return [request.likelihoods() for request in requests]
 
     def stream(
         self,

@@ -29,6 +29,7 @@ class Scheduler:
       prompts share what is left of `max_rows` evenly, in chunks, so that neither a long prompt nor
       many short ones hold anybody up.
     - Sequences are let in by arrival, at most `max_sequences` at once, when their pages are there.
+      One whose beginning is just being run for another waits for that, and is given its pages.
     - Where pages run out, the sequence that came last gives back its own and waits; it is computed
       again later, from what the prefix cache still has of it. No token is lost.
 
@@ -52,12 +53,13 @@ class Scheduler:
         """Lets a sequence wait for its turn."""
         bisect.insort(self.waiting, sequence, key=_order)
 
-    def fork(self, sequence: Sequence, number: int) -> Sequence:
+    def fork(self, sequence: Sequence, number: int, ending: Many[int] = ()) -> Sequence:
         """Another output of a sequence whose prompt has been run: it shares the prompt's pages.
 
-        Where too many run already, it waits, and finds the pages by their keys.
+        Or an ending of it, all of whose rows are wanted. Where too many run already, it waits, and
+        finds the pages by their keys.
         """
-        other = sequence.forked(number)
+        other = sequence.forked(number, ending)
         if len(self.running) >= self.max_sequences:
             self.add(other)
             return other
@@ -121,7 +123,9 @@ class Scheduler:
         promised = sum(max(0, self._pages_of(len(s.ids)) - len(s.pages)) + 1 for s in self.running)
         while self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            found = [] if sequence.wants_prompt else self._cached(sequence)
+            found = self._cached(sequence)
+            if self._is_coming(sequence, len(found)):
+                return
             for page in found:
                 self.pages.share(page)
             needed = self._pages_of(len(sequence.ids)) - len(found)
@@ -135,14 +139,31 @@ class Scheduler:
             bisect.insort(self.running, self.waiting.pop(0), key=_order)
 
     def _cached(self, sequence: Sequence) -> list[int]:
-        """Pages that hold how it begins; its last token stays to be run, for its logits."""
+        """Pages that hold how it begins; what it wants of its rows stays to be run."""
         found: list[int] = []
-        for number in range((len(sequence.ids) - 1) // self.pages.page_size):
+        for number in range(self._useful(sequence)):
             page = self.pages.find(sequence.key(number, self.pages.page_size))
             if page is None:
                 break
             found.append(page)
         return found
+
+    def _useful(self, sequence: Sequence) -> int:
+        """How many pages of others can be of use to it; its last token is run for its logits."""
+        last = len(sequence.ids) - 1
+        end = last if sequence.wanted_from is None else min(last, sequence.wanted_from)
+        return end // self.pages.page_size
+
+    def _is_coming(self, sequence: Sequence, number: int) -> bool:
+        """Whether one that runs will fill a page that is of use to it as page `number`."""
+        size = self.pages.page_size
+        if number >= self._useful(sequence):
+            return False
+        key, end = sequence.key(number, size), (number + 1) * size
+        return any(
+            other.length < end <= len(other.ids) - 1 and other.key(number, size) == key
+            for other in self.running
+        )
 
     def _rows(self) -> dict[Sequence, int]:
         """How many rows each sequence gets."""
@@ -201,8 +222,8 @@ class Scheduler:
         wanted = max(0, end - len(sequence.ids) + 1)
         if sequence.wants_hidden:
             wanted = 0
-        elif sequence.wants_prompt and begin < sequence.prompt_length:
-            wanted = count
+        elif sequence.wanted_from is not None and begin < sequence.prompt_length:
+            wanted = max(0, end - max(begin, sequence.wanted_from))
         return Part(sequence, begin, end, wanted)
 
 

@@ -23,8 +23,9 @@ class Sequence:
     prompt_length: int
     origin: bytes = b""
     adapter: int = -1  # its slot in the runner, -1 for none
-    # All rows of the prompt are wanted, not just what follows it, so none may be skipped.
-    wants_prompt: bool = False
+    # All rows of the prompt from this position on are wanted, not just what follows it, so none of
+    # these may be skipped; None: only that.
+    wanted_from: int | None = None
     # What is wanted of these are hidden states, and nothing follows.
     wants_hidden: bool = False
     # How the token of a number in the output is drawn inside a step, where it is.
@@ -60,11 +61,15 @@ class Sequence:
         self.length = min(self.length, same, len(ids) - 1)
         del self._keys[same // page_size :]
 
-    def forked(self, number: int) -> Sequence:
-        """Output `number` of the same request: the same prompt, and no pages yet."""
-        ids = self.ids[: self.prompt_length]
+    def forked(self, number: int, ending: Many[int] = ()) -> Sequence:
+        """Output `number` of the same request: the same prompt, and no pages yet.
+
+        With an `ending` it is that, all of whose rows are wanted, and nothing follows.
+        """
+        ids = [*self.ids[: self.prompt_length], *ending]
+        wanted = self.prompt_length if ending else None
         order = (self.order[0], number)
-        return Sequence(order, ids, self.prompt_length, self.origin, self.adapter)
+        return Sequence(order, ids, len(ids), self.origin, self.adapter, wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import pytest
 
 from puna import LLM, AsyncLLM, SamplingParams
 from puna.engine.batch import Batch
-from puna.engine.engine import Engine, Request
+from puna.engine.engine import Engine
+from puna.engine.request import Request
 from puna.engine.sampling import choose
 from puna.formats import open_checkpoint
 from puna.formats.adapters import open_adapter

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from puna import LLM, AsyncLLM, SamplingParams
 from puna.attention import causal
 from puna.engine.batch import Batch
-from puna.engine.engine import Engine, Request
+from puna.engine.engine import Engine
 from puna.engine.output import Embedding
 from puna.engine.pooling import MeanPooling
 from puna.engine.prompts import EncodedPrompt
+from puna.engine.request import Request
 from puna.engine.speculate import PromptLookup
 from puna.engine.torch_runner import TorchRunner
 from puna.formats import open_checkpoint

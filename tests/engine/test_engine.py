@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from puna.engine.batch import Batch
-from puna.engine.engine import Engine, Request
+from puna.engine.engine import Engine
 from puna.engine.params import SamplingParams
+from puna.engine.request import Request
 from puna.engine.sampling import choose, logprobs_of
 from puna.tokenizer import Tokenizer
 from tests.engine.fakes import HashRunner, logits_after

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from puna.attention import Attend, causal
 from puna.engine.batch import Batch
-from puna.engine.engine import Engine, Request
+from puna.engine.engine import Engine
 from puna.engine.params import SamplingParams
+from puna.engine.request import Request
 from puna.engine.sampling import choose
 from puna.engine.torch_runner import TorchRunner
 from puna.heads import next_token_logits

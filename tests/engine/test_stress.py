@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from puna import LLM, SamplingParams
-from puna.engine.engine import Request
+from puna.engine.request import Request
 
 STARTS = ("Once upon a time", "One day, a little", "The dog", "Tim and Anna went to the", "")
 WORDS = (
