@@ -55,6 +55,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "align": Entry("puna.commands.align:align", "All of these, by one recipe.", "Raise"),
     "tasks": Entry("puna.commands.tasks:tasks", "Instructions that a program checks.", "Raise"),
+    "eval": Entry("puna.commands.eval:eval_", "Score a model on benchmarks.", "Judge"),
     "plan": Entry("puna.commands.plan:plan", "What a run takes, before paying for it.", "Plan"),
     "bench": Entry("puna.commands.bench:bench", "How fast a model runs here.", "Plan"),
 }

@@ -77,7 +77,7 @@ class Results:
 
 def write_results(folder: Path, results: Results) -> None:
     """Writes `results.json`."""
-    with atomic_file(folder / "results.json") as file:
+    with atomic_file(folder / "results.json", overwrite=True) as file:
         file.write(json.dumps(dataclasses.asdict(results), indent=1).encode() + b"\n")
 
 

@@ -22,8 +22,9 @@ class Task:
 
     `rows` reads local files: from the folder `folder` of an evaluation's `--data`, the splits of
     each part, with the columns of the data set on the hub. `local_changes` hold for these only.
-    `metric` is the one that counts, under the name that `renames` gives to lm-eval's. With
-    `mean_of_groups` the figure is the mean over parts, each counting the same, else over questions.
+    `metric` is the one that counts, under the name that `renames` gives to lm-eval's; `filter` is
+    that of its filters whose answers count (None: the first). With `mean_of_groups` the figure is
+    the mean over parts, each counting the same, else over questions.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Task:
     changes: Mapping[str, Any] = field(default_factory=dict)
     local_changes: Mapping[str, Any] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
+    filter: str | None = None
     mean_of_groups: bool = False
     notes: tuple[str, ...] = ()
     local_notes: tuple[str, ...] = ()

@@ -1,0 +1,203 @@
+"""`puna eval`: what a model scores on benchmarks; below it, what is done with the results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from puna.commands.options import F, json_option, model_options, together
+from puna.evaluate.suites import SUITES
+
+if TYPE_CHECKING:
+    from puna.evaluate.harness.running import Settings
+    from puna.evaluate.results import Results
+
+# Name -> where it is (`module:function`), and its line in the help; imported when it is used.
+SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+
+_Z_95 = 1.96
+
+
+def _choices(function: F) -> F:
+    """What is asked, and how."""
+    return together(
+        click.option(
+            "--suite", type=click.Choice(list(SUITES)),
+            help="Benchmarks that go together.  [default: quick]",
+        ),
+        click.option(
+            "--task", "tasks", multiple=True, metavar="NAME",
+            help="A benchmark, instead of a suite; repeatable. --task list shows them.",
+        ),
+        click.option(
+            "--data", type=click.Path(path_type=Path), metavar="DIR",
+            help="Folder of the benchmarks' files; without it they come from the hub.",
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path), metavar="DIR",
+            help="Folder of the results; an interrupted evaluation goes on there.  "
+            "[default: eval-SUITE-MODEL]",
+        ),
+        click.option(
+            "--shots", type=click.IntRange(min=0), metavar="N",
+            help="Answered questions before each, where a task has any.  [default: the task's]",
+        ),
+        click.option(
+            "--shared-shots", is_flag=True,
+            help="The same shots for all questions, which is faster; lm-eval draws each its own.",
+        ),
+        click.option(
+            "--limit", type=click.IntRange(min=1), metavar="N",
+            help="Only so many questions of each task, drawn evenly from its groups.",
+        ),
+        click.option(
+            "--seed", type=int, default=1234, show_default=True,
+            help="Draws shots and samples of questions; 1234 is lm-eval's.",
+        ),
+        click.option("--chat", is_flag=True, help="Ask in dialogs, in Llama 2's format."),
+        click.option(
+            "--max-length", type=click.IntRange(min=16), metavar="N",
+            help="Tokens that the model sees at once.  [default: its context]",
+        ),
+    )(function)  # fmt: skip
+
+
+class _Group(click.Group):
+    """Runs benchmarks itself, and has subcommands for what is done with the results."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        module, _, function = SUBCOMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if SUBCOMMANDS:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, line) for name, (_, line) in SUBCOMMANDS.items()])
+
+
+@click.group("eval", cls=_Group, invoke_without_command=True)
+@model_options()
+@_choices
+@json_option
+@click.pass_context
+def eval_(
+    ctx: click.Context,
+    model: str,
+    tokenizer: Path | None,
+    device: str,
+    dtype: str,
+    kv_dtype: str,
+    suite: str | None,
+    tasks: tuple[str, ...],
+    data: Path | None,
+    out: Path | None,
+    shots: int | None,
+    shared_shots: bool,
+    limit: int | None,
+    seed: int,
+    chat: bool,
+    max_length: int | None,
+    as_json: bool,
+) -> None:
+    """Score a model on benchmarks, as EleutherAI's lm-eval defines them.
+
+    Writes DIR/results.json and every question with the model's answer, and prints each figure
+    with its 95 % interval.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if "list" in tasks:
+        _list_tasks(as_json)
+        return
+    if suite is not None and tasks:
+        raise ValueError("--suite and --task exclude each other; give one")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("this needs lm-eval, which is not installed: pip install 'puna[eval]'")
+
+    from puna.commands.models import load, resolve
+    from puna.evaluate.harness.running import Settings, run
+    from puna.evaluate.tasks.table import task_of
+
+    chosen = SUITES[suite or "quick"]
+    names = tasks or chosen.tasks
+    for name in names:
+        task_of(name)
+    settings = Settings(
+        model=model,
+        suite="" if tasks else suite or "quick",
+        tasks=tuple(dict.fromkeys(names)),
+        data=None if data is None else str(data),
+        shots=shots,
+        questions=limit if tasks or limit is not None else chosen.questions,
+        seed=seed,
+        shared_shots=shared_shots,
+        chat=chat,
+        max_length=max_length,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+    )
+    folder = out or Path(f"eval-{settings.suite or '-'.join(names)}-{Path(model).stem}")
+    llm = load(
+        resolve(model, tokenizer), device=device, dtype=dtype, kv_dtype=kv_dtype, draft=None,
+        adapters={},
+    )  # fmt: skip
+    results = run(settings, llm, folder, _watch)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(results)))
+    else:
+        _show(results, settings, folder)
+
+
+@contextlib.contextmanager
+def _watch(title: str, count: int) -> Iterator[Callable[[], None]]:
+    from puna.commands.progress import bar
+
+    with bar(title, count) as advance:
+        yield advance
+
+
+def _list_tasks(as_json: bool) -> None:
+    from puna.evaluate.tasks.table import TASKS
+
+    rows = [
+        {"task": task.name, "title": task.title, "shots": task.shots, "metric": task.metric}
+        for task in TASKS.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    width = max(len(task.name) for task in TASKS.values())
+    for row in rows:
+        click.echo(f"{row['task']:{width}}  {row['shots']:2}-shot  {row['metric']}  {row['title']}")
+
+
+def _show(results: Results, settings: Settings, folder: Path) -> None:
+    width = max(len(task.title) for task in results.tasks)
+    for task in results.tasks:
+        score = task.score
+        half = 100 * _Z_95 * score.stderr
+        click.echo(
+            f"{task.title:{width}}  {task.metric:8}  {100 * score.value:5.1f} ± {half:.1f}  "
+            f"({task.shots}-shot, {score.questions:,} questions)"
+        )
+    if len(results.tasks) > 1:
+        mean = sum(task.score.value for task in results.tasks) / len(results.tasks)
+        click.echo(f"{'mean':{width}}  {'':8}  {100 * mean:5.1f}")
+    for note in dict.fromkeys(note for task in results.tasks for note in task.notes):
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"wrote {folder} ({results.seconds:.0f} s)", err=True)

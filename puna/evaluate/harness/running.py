@@ -1,0 +1,201 @@
+"""Runs benchmarks with lm-eval, resumably, and writes what `puna.evaluate.results` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import random
+import time
+import unittest.mock
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.api.task
+from lm_eval.evaluator import evaluate as lm_evaluate
+
+from puna.engine.llm import LLM
+from puna.evaluate.harness.answers import Answered, Answers
+from puna.evaluate.harness.loading import load
+from puna.evaluate.harness.model import PunaLM
+from puna.evaluate.harness.scoring import result_of, sample_of
+from puna.evaluate.results import Results, Sample, TaskResult, write_results
+from puna.evaluate.tasks.table import task_of
+from puna.evaluate.tasks.task import Task
+from puna.formats.files import atomic_file
+
+# Of a task and its number of requests: a context, in which one is called for each answer.
+Watch = Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """An evaluation as resolved.
+
+    `shots` None: as many as each task has; a number is for those that have any. `questions` None:
+    all, else so many of each task, drawn by `seed`, spread evenly over its groups. The shots of a
+    question are drawn by `seed` too (lm-eval's own is 1234), or are the same for all with
+    `shared_shots`. With `chat` prompts are dialogs in Llama 2's format.
+    """
+
+    model: str
+    suite: str
+    tasks: tuple[str, ...]
+    data: str | None = None
+    shots: int | None = None
+    questions: int | None = None
+    seed: int = 1234
+    shared_shots: bool = False
+    chat: bool = False
+    max_length: int | None = None
+    dtype: str = "auto"
+    kv_dtype: str = "auto"
+
+
+def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
+    """Evaluates a model and leaves the folder `out`; what it has of an earlier run is kept.
+
+    ValueError where a task is unknown, its rows cannot be had, or `out` is of another evaluation.
+    """
+    began = time.perf_counter()
+    tasks = [task_of(name) for name in settings.tasks]
+    out.mkdir(parents=True, exist_ok=True)
+    _keep_settings(out / "config.json", settings)
+    (out / "samples").mkdir(exist_ok=True)
+    results = []
+    with Answers(out / "answers.jsonl") as answers, quiet():
+        seed = f"{settings.seed} {len(answers)}"
+        model = PunaLM(llm, seed=seed, max_length=settings.max_length)
+        for task in tasks:
+            samples, result = run_task(task, settings, model, answers, watch)
+            with atomic_file(out / "samples" / f"{task.name}.jsonl", overwrite=True) as file:
+                for sample in samples:
+                    file.write(json.dumps(dataclasses.asdict(sample)).encode() + b"\n")
+            results.append(result)
+    found = Results(
+        settings.model,
+        settings.suite,
+        dataclasses.asdict(settings),
+        tuple(results),
+        time.perf_counter() - began,
+    )
+    write_results(out, found)
+    return found
+
+
+def run_task(
+    task: Task, settings: Settings, model: PunaLM, answers: Answers, watch: Watch
+) -> tuple[list[Sample], TaskResult]:
+    """A task's questions, in order, and its figures."""
+    shots = task.shots if settings.shots is None or not task.shots else settings.shots
+    data = None if settings.data is None else Path(settings.data)
+    parts = load(
+        task, data, shots=shots, seed=settings.seed, shared_shots=settings.shared_shots
+    )  # fmt: skip
+    chosen = None
+    if settings.questions is not None:
+        sizes = {group: len(part.task_docs) for group, part in parts.items()}
+        chosen = spread(sizes, settings.questions, settings.seed)
+        parts = {group: part for group, part in parts.items() if chosen[group]}
+    answered = Answered(model, answers)
+    with contextlib.ExitStack() as stack:
+
+        def begin(count: int) -> None:
+            answers.on_answer = stack.enter_context(watch(task.title, count))
+
+        answered.on_begin = begin
+        logged = lm_evaluate(
+            lm=answered,
+            task_dict={"tasks": {part.task_name: part for part in parts.values()}},
+            samples=chosen and {p.task_name: chosen[group] for group, p in parts.items()},
+            bootstrap_iters=0,
+            apply_chat_template=settings.chat,
+            fewshot_as_multiturn=settings.chat,
+        )["samples"]
+    samples: list[Sample] = []
+    num_cut = 0
+    for group, part in parts.items():
+        own = logged[part.task_name]
+        kept = task.filter or own[0]["filter"]
+        for found in own:
+            if found["filter"] == kept:
+                samples.append(sample_of(task, group, part, found))
+                num_cut += model.is_cut(str(found["arguments"][0][0]))
+    notes = _notes(task, settings, shots, num_cut, len(samples), model.max_length)
+    return samples, result_of(task, samples, shots=shots, notes=notes)
+
+
+def spread(sizes: Mapping[str, int], count: int, seed: int) -> dict[str, list[int]]:
+    """So many questions, as evenly over groups of these sizes as they have them; in order."""
+    taken = dict.fromkeys(sizes, 0)
+    left = min(count, sum(sizes.values()))
+    while left:
+        open_groups = [group for group in sizes if taken[group] < sizes[group]]
+        for place, group in enumerate(open_groups):
+            more = min(sizes[group] - taken[group], -(-left // (len(open_groups) - place)))
+            taken[group] += more
+            left -= more
+    return {
+        group: sorted(random.Random(f"{seed} {group}").sample(range(size), taken[group]))
+        for group, size in sizes.items()
+    }
+
+
+def _notes(
+    task: Task, settings: Settings, shots: int, num_cut: int, count: int, max_length: int
+) -> tuple[str, ...]:
+    notes = list(task.notes)
+    if settings.data is not None:
+        notes += task.local_notes
+    if settings.shared_shots and shots:
+        notes.append("All questions have the same shots, the first ones of their split.")
+    if settings.questions is not None:
+        notes.append(f"A sample of {count} questions, drawn by seed {settings.seed}.")
+    if num_cut:
+        notes.append(
+            f"The prompts of {num_cut} of {count} questions are longer than the {max_length} "
+            "tokens that the model sees at once; their beginning is cut off."
+        )
+    return tuple(notes)
+
+
+def _keep_settings(path: Path, settings: Settings) -> None:
+    """Writes them; ValueError where another evaluation's are."""
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if path.exists():
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError:
+            before = {}
+        others = [name for name in values if before.get(name, ...) != values[name]]
+        if others:
+            raise ValueError(
+                f"{path.parent} is of an evaluation with other settings ({', '.join(others)}); "
+                "choose another --out"
+            )
+        return
+    with atomic_file(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval's and datasets' own bars and remarks are not shown."""
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    loggers: Sequence[Any] = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with unittest.mock.patch.object(lm_eval.api.task, "tqdm", lambda docs, **_: docs):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
