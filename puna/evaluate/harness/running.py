@@ -64,7 +64,8 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     began = time.perf_counter()
     tasks = [task_of(name) for name in settings.tasks]
     out.mkdir(parents=True, exist_ok=True)
-    _keep_settings(out / "config.json", settings)
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they will be read again
+    _keep_settings(out / "config.json", values)
     (out / "samples").mkdir(exist_ok=True)
     results = []
     with Answers(out / "answers.jsonl") as answers, quiet():
@@ -79,7 +80,7 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     found = Results(
         settings.model,
         settings.suite,
-        dataclasses.asdict(settings),
+        values,
         tuple(results),
         time.perf_counter() - began,
     )
@@ -163,9 +164,8 @@ def _notes(
     return tuple(notes)
 
 
-def _keep_settings(path: Path, settings: Settings) -> None:
+def _keep_settings(path: Path, values: dict[str, Any]) -> None:
     """Writes them; ValueError where another evaluation's are."""
-    values = json.loads(json.dumps(dataclasses.asdict(settings)))
     if path.exists():
         try:
             before = json.loads(path.read_bytes())
