@@ -1,0 +1,41 @@
+"""200 real questions of each of the leaderboard's tasks: Puna against lm-eval with transformers.
+
+The shipped model in float32, as a Hugging Face folder and as GGUF; asked as a base model and in
+dialogs. Its context of 512 cuts most prompts, on both sides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from puna.engine.llm import LLM
+from puna.evaluate.harness.running import run
+from puna.evaluate.results import read_samples
+from puna.evaluate.tasks.table import task_of
+from tests.evaluate.lm_eval_hf import asked_of_transformers, differences
+from tests.evaluate.test_harness import LEADERBOARD, folder, settings_of, transformers, watch
+
+__all__ = ["folder", "transformers"]  # fixtures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["base", "chat"])
+@pytest.mark.parametrize("name", LEADERBOARD)
+def test_two_hundred_questions(
+    shared: Path, folder: Path, transformers: HFLM, tmp_path: Path, name: str, chat: bool
+) -> None:
+    settings = settings_of(
+        folder, tasks=(name,), data=str(shared / "eval"), questions=200, chat=chat
+    )
+    theirs = asked_of_transformers(transformers, name, settings)
+    for source in ("hf", "f32.gguf"):
+        run(settings, LLM(folder / source), tmp_path / source, watch)
+        ours = list(read_samples(tmp_path / source, name))
+        assert len(ours) == 200
+        apart = differences(ours, theirs, task_of(name).metric)
+        print(f"{name} {'chat' if chat else 'base'} {source}: {len(apart)} endings, {max(apart)}")
+        assert max(apart) < 1e-4
