@@ -30,8 +30,17 @@ class Answers:
         self._file = self.path.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._read(self._file)
+        except BlockingIOError:
+            self._file.close()
             raise ValueError(f"another process is at work in {self.path.parent}") from None
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def _read(self, file: TextIO) -> None:
+        """Reads what is there, and takes off a line that was cut off."""
         whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
         for number, line in enumerate(whole.splitlines(), 1):
             try:
@@ -39,8 +48,7 @@ class Answers:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.path} line {number} is damaged: {error}") from None
             self._answers.setdefault(key, []).append(answer)
-        self._file.truncate(len(whole + newline))
-        return self
+        file.truncate(len(whole + newline))
 
     def __exit__(
         self,
