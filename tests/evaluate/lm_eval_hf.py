@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.evaluator import evaluate as lm_evaluate
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from puna.chat import LLAMA2_TEMPLATE
 from puna.evaluate.harness.loading import load
 from puna.evaluate.harness.running import Settings, quiet, spread
 from puna.evaluate.results import Sample
 from puna.evaluate.tasks.table import task_of
+from puna.formats import open_checkpoint, save_checkpoint
+
+
+def write_both(model: Path, folder: Path) -> None:
+    """Writes a model in float32, with a chat template, as `hf/` and as `f32.gguf`."""
+    checkpoint = dataclasses.replace(open_checkpoint(model), chat_template=LLAMA2_TEMPLATE)
+    save_checkpoint(checkpoint, folder / "hf", "hf", dtype="f32")
+    save_checkpoint(checkpoint, folder / "f32.gguf", "gguf", dtype="f32")
+
+
+def transformers_of(folder: Path) -> HFLM:
+    """The model of `write_both` in transformers."""
+    return HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "hf"),
+        batch_size=8,
+        device="cpu",
+    )
 
 
 def asked_of_transformers(model: HFLM, task_name: str, settings: Settings) -> list[dict[str, Any]]:

@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from puna import cli
-from puna.chat import LLAMA2_TEMPLATE
 from puna.engine.llm import LLM
 from puna.evaluate.harness.answers import Answers
 from puna.evaluate.harness.loading import load
@@ -28,9 +25,13 @@ from puna.evaluate.harness.running import Settings, run, spread
 from puna.evaluate.harness.scoring import result_of
 from puna.evaluate.results import Sample, Score, read_results, read_samples
 from puna.evaluate.tasks.table import TASKS
-from puna.formats import open_checkpoint, save_checkpoint
 from puna.hub.locate import shipped_path
-from tests.evaluate.lm_eval_hf import asked_of_transformers, differences
+from tests.evaluate.lm_eval_hf import (
+    asked_of_transformers,
+    differences,
+    transformers_of,
+    write_both,
+)
 from tests.evaluate.questions import write_benchmarks
 
 LEADERBOARD = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2")
@@ -40,11 +41,7 @@ LEADERBOARD = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model in float32: `hf/`, `f32.gguf`; `data/` the benchmarks."""
     path = tmp_path_factory.mktemp("harness")
-    checkpoint = dataclasses.replace(
-        open_checkpoint(shipped_path("cria")), chat_template=LLAMA2_TEMPLATE
-    )
-    save_checkpoint(checkpoint, path / "hf", "hf", dtype="f32")
-    save_checkpoint(checkpoint, path / "f32.gguf", "gguf", dtype="f32")
+    write_both(shipped_path("cria"), path)
     write_benchmarks(path / "data")
     return path
 
@@ -56,12 +53,7 @@ def llm(folder: Path) -> LLM:
 
 @pytest.fixture(scope="module")
 def transformers(folder: Path) -> HFLM:
-    return HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "hf"),
-        batch_size=8,
-        device="cpu",
-    )
+    return transformers_of(folder)
 
 
 def settings_of(folder: Path, **changes: Any) -> Settings:

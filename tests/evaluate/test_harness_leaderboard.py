@@ -1,7 +1,8 @@
 """200 real questions of each of the leaderboard's tasks: Puna against lm-eval with transformers.
 
-The shipped model in float32, as a Hugging Face folder and as GGUF; asked as a base model and in
-dialogs. Its context of 512 cuts most prompts, on both sides.
+The same weights in float32, as a Hugging Face folder and as GGUF; asked as a base model and in
+dialogs. Contexts of 512 cut most prompts, on both sides. stories260K takes minutes, the shipped
+model an hour.
 """
 
 from __future__ import annotations
@@ -15,12 +16,31 @@ from puna.engine.llm import LLM
 from puna.evaluate.harness.running import run
 from puna.evaluate.results import read_samples
 from puna.evaluate.tasks.table import task_of
-from tests.evaluate.lm_eval_hf import asked_of_transformers, differences
-from tests.evaluate.test_harness import LEADERBOARD, folder, settings_of, transformers, watch
-
-__all__ = ["folder", "transformers"]  # fixtures
+from puna.hub.locate import shipped_path
+from tests.evaluate.lm_eval_hf import (
+    asked_of_transformers,
+    differences,
+    transformers_of,
+    write_both,
+)
+from tests.evaluate.test_harness import LEADERBOARD, settings_of, watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
+
+
+@pytest.fixture(scope="module", params=["stories260K", "cria"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared: Path
+) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    trained_elsewhere = shared / "weights/stories260K/stories260K.bin"
+    write_both(shipped_path("cria") if request.param == "cria" else trained_elsewhere, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def transformers(folder: Path) -> HFLM:
+    return transformers_of(folder)
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["base", "chat"])
