@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from puna.evaluate.results import Results
 
 # Name -> where it is (`module:function`), and its line in the help; imported when it is used.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "judge": ("puna.commands.eval_judge:judge_command", "A judge compares answers to dialogs."),
+    "safety": ("puna.commands.eval_safety:safety_command", "Toxicity, bias, truth, refusals."),
+}
 
 _Z_95 = 1.96
 
