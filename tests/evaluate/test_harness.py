@@ -67,16 +67,20 @@ def watch(title: str, count: int) -> Any:
 
 @pytest.mark.parametrize(
     ("source", "changes"),
-    [("hf", {}), ("f32.gguf", {"chat": True}), ("f32.gguf", {"shared_shots": True})],
+    [
+        ("hf", {}),
+        ("f32.gguf", {"chat": True, "questions": 2}),
+        ("f32.gguf", {"shared_shots": True, "tasks": LEADERBOARD[:2]}),
+    ],
     ids=["the folder", "dialogs and GGUF", "shared shots and GGUF"],
 )
 def test_likelihoods_and_accuracies_are_those_of_transformers(
     folder: Path, llm: LLM, transformers: HFLM, tmp_path: Path, source: str, changes: Any
 ) -> None:
-    settings = settings_of(folder, questions=3, shots=3, **changes)
+    settings = settings_of(folder, **{"questions": 3, "shots": 3, **changes})
     model = llm if source == "f32.gguf" else LLM(folder / source)
     results = run(settings, model, tmp_path, watch)
-    for name, result in zip(LEADERBOARD, results.tasks, strict=True):
+    for name, result in zip(settings.tasks, results.tasks, strict=True):
         theirs = asked_of_transformers(transformers, name, settings)
         ours = list(read_samples(tmp_path, name))
         assert max(differences(ours, theirs, result.metric)) < 1e-4
@@ -202,6 +206,8 @@ def test_the_questions_own_shots_leave_it_out(folder: Path) -> None:
 def test_missing_rows_are_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no"):
         load(TASKS["mmlu"], tmp_path, shots=5, seed=1, shared_shots=False)
+    with pytest.raises(ValueError, match=r"did not come from the hub .*; give --data DIR"):
+        load(TASKS["arc_challenge"], None, shots=5, seed=1, shared_shots=False)
     for name in ("dev", "test"):
         (tmp_path / "mmlu").mkdir(exist_ok=True)
         lines = (folder / f"data/mmlu/{name}.jsonl").read_text().splitlines(keepends=True)

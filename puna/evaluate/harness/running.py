@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import time
-import unittest.mock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,10 +190,11 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    tqdm, lm_eval.api.task.tqdm = lm_eval.api.task.tqdm, lambda docs, **options: docs
     try:
-        with unittest.mock.patch.object(lm_eval.api.task, "tqdm", lambda docs, **_: docs):
-            yield
+        yield
     finally:
+        lm_eval.api.task.tqdm = tqdm
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if shown:
