@@ -27,11 +27,16 @@ def write_both(model: Path, folder: Path) -> None:
 
 
 def transformers_of(folder: Path) -> HFLM:
-    """The model of `write_both` in transformers."""
+    """The model of `write_both` in transformers.
+
+    Log-probabilities are taken and added up in float64: of endings with a hundred tokens, a sum in
+    float32 is itself 1e-4 wrong.
+    """
     return HFLM(
         pretrained=AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(folder / "hf"),
         batch_size=8,
+        softmax_dtype=torch.float64,
         device="cpu",
     )
 

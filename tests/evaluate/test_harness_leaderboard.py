@@ -43,8 +43,8 @@ def transformers(folder: Path) -> HFLM:
     return transformers_of(folder)
 
 
-@pytest.mark.parametrize("chat", [False, True], ids=["base", "chat"])
 @pytest.mark.parametrize("name", LEADERBOARD)
+@pytest.mark.parametrize("chat", [False, True], ids=["base", "chat"])
 def test_two_hundred_questions(
     shared: Path, folder: Path, transformers: HFLM, tmp_path: Path, name: str, chat: bool
 ) -> None:
