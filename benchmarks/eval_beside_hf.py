@@ -4,7 +4,8 @@
 
 Random weights of the 110M shape (llama2.c's, with a context of 4,096 so that nothing is cut off) in
 float32, as GGUF for Puna and as a folder for transformers. lm-eval builds the prompts once; a burst
-is its call of the model for the endings of some questions. Each side has the same threads. The
+is its call of the model for the endings of some questions. Each side has one thread, whose seconds
+are those of the processor, so that other work on the machine counts little. The
 shots are each question's own, as lm-eval draws them, and then the same for all (`shared_shots`);
 there Puna's first burst, which runs them, is left out, and `--whole` times all questions, shots
 included, with Puna alone. Also says how far the log-likelihoods are apart.
@@ -50,10 +51,10 @@ def questions_of(data: Path, *, shared: bool) -> list[list[Any]]:
 
 
 def seconds(model: Any, requests: list[Any]) -> tuple[float, list[float]]:
-    """How long a model takes, and its log-likelihoods."""
-    begin = time.perf_counter()
+    """Processor time that a model takes, and its log-likelihoods."""
+    begin = time.process_time()
     answers = model.loglikelihood(requests, disable_tqdm=True)
-    return time.perf_counter() - begin, [logprob for logprob, _ in answers]
+    return time.process_time() - begin, [logprob for logprob, _ in answers]
 
 
 def beside(ours: PunaLM, theirs: HFLM, questions: list[list[Any]], rounds: int, count: int) -> None:
@@ -85,17 +86,16 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="Llama 2's, of 32,000 pieces")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=2, help="of a burst")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--whole", action="store_true", help="all questions, with Puna alone")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         vocabulary = load_vocabulary(args.tokenizer)
         checkpoint = random_checkpoint(SHAPE).with_vocabulary(vocabulary)
         save_checkpoint(checkpoint, folder / "hf", "hf", dtype="f32")
         save_checkpoint(checkpoint, folder / "f32.gguf", "gguf", dtype="f32")
-        ours = PunaLM(LLM(folder / "f32.gguf", num_threads=args.threads, kv_tokens=1 << 14))
+        ours = PunaLM(LLM(folder / "f32.gguf", num_threads=1, kv_tokens=1 << 14))
         theirs = HFLM(
             pretrained=AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32),
             tokenizer=AutoTokenizer.from_pretrained(folder / "hf"),
@@ -103,7 +103,7 @@ def main() -> None:
             device="cpu",
         )
         million = SHAPE.num_parameters / 1e6
-        print(f"{million:.0f}M, float32, {args.threads} threads, {args.rounds} bursts", flush=True)
+        print(f"{million:.0f}M, float32, 1 thread, {args.rounds} bursts", flush=True)
         for shared in (False, True):
             questions = questions_of(args.data, shared=shared)
             print(f"  shots {'shared' if shared else 'of each question its own'}", flush=True)
