@@ -11,9 +11,9 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "train": ("puna.commands.plan_train:train", "What pretraining takes, and the best layout."),
     "simulate": ("puna.commands.plan_simulate:simulate", "A run with slow ranks and failures."),
     "align": ("puna.commands.plan_align:align", "What SFT, reward models, sampling, PPO take."),
-    "serve": ("puna.commands.plan_serve:serve", "How fast a model answers, and how many users."),
-    "fit": ("puna.commands.plan_fit:fit", "What this machine can run, serve or train."),
-    "calibrate": ("puna.commands.plan_calibrate:calibrate", "Measure this machine for plans."),
+    "serve": ("puna.commands.plan_serve:serve", "What serving takes: memory, tokens/s, users."),
+    "fit": ("puna.commands.plan_fit:fit", "What a machine can run, train or serve."),
+    "calibrate": ("puna.commands.plan_calibrate:calibrate", "Measure this machine, and keep it."),
     "compare": ("puna.commands.plan_compare:compare", "Plans side by side."),
 }
 

@@ -8,8 +8,14 @@ from typing import Any
 import click
 
 from puna.commands.options import json_option
-from puna.commands.plan_options import cluster_of, cluster_options, planned_model
-from puna.commands.plan_shared import price_options, seconds, show_json
+from puna.commands.plan_shared import (
+    cluster_of,
+    cluster_options,
+    config_of,
+    price_options,
+    seconds,
+    show_json,
+)
 from puna.commands.render import human_seconds
 from puna.plan.align import PAPER_PPO_SECONDS, STAGES, Rig, Stage, Work, make_rig, plan_align
 from puna.plan.compute import Kernels
@@ -60,7 +66,7 @@ def align(as_json: bool, model: str, stages: tuple[str, ...], **given: Any) -> N
     Training is as fast as puna plan train says, sampling as puna plan serve does; reward models
     have the model's size. What Llama 2's paper gives are defaults, the rest is ours.
     """
-    config = planned_model(model)
+    config = config_of(model)
     names = ("gpu", "gpus", "per_node", "network", "power", "topology")
     cluster = cluster_of(**{name: given[name] for name in names})
     work = Work(**{field.name: given[field.name] for field in fields(Work)})

@@ -53,7 +53,8 @@ def facts_of(machine: Machine) -> dict[str, str]:
         cached = ", ".join(f"{form} {share:.0%}" for form, share in pace.cached.items())
         name = f"{threads} thread" + "s" * (threads > 1)
         facts[name] = f"{pace.bandwidth / 1e9:.1f} GB/s; of it a step reads {shares}; " + (
-            f"in the cache {cached}; besides {seconds(pace.layer_seconds)} a layer, "
+            f"in the cache {pace.cache_bandwidth / 1e9:.1f} GB/s, of it {cached}; besides "
+            f"{seconds(pace.layer_seconds)} a layer, "
             f"{seconds(pace.step_seconds)} a step"
         )
     if machine.all_reduce is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from puna.commands.options import json_option
-from puna.commands.plan_options import planned_model
 from puna.commands.plan_shared import (
+    config_of,
     device_of,
     device_options,
     engine_of,
+    model_option,
     price_options,
     seconds,
     show_json,
@@ -22,10 +23,7 @@ from puna.plan.weights import KV_TYPES
 
 
 @click.command()
-@click.option(
-    "--model", "-m", default="7b", show_default=True, metavar="MODEL",
-    help="A preset (7b), a known model, or a file or folder of one.",
-)  # fmt: skip
+@model_option
 @device_options
 @click.option(
     "--format", "formats", multiple=True, metavar="NAME", default=("bf16",), show_default=True,
@@ -71,7 +69,7 @@ def serve(
 
     Several --format or --context give a table, a row each.
     """
-    config, device = planned_model(model), device_of(gpu)
+    config, device = config_of(model), device_of(gpu)
     cost_rates = rates(gpu, price, carbon, pue)
 
     def plan(form: str, context: int | None) -> ServePlan:

@@ -1,22 +1,32 @@
-"""What commands of `puna plan` share besides: this machine, formats, prices, how to show things."""
+"""What the commands of `puna plan` share: models, devices and formats by their names."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from puna import catalog
 from puna.commands.cache import cache_folder
 from puna.commands.options import together
-from puna.config import ModelConfig
+from puna.config import PRESETS, ModelConfig
 from puna.plan import machine
-from puna.plan.hardware import DEVICES, Device, device
+from puna.plan.hardware import DEVICES, TOPOLOGIES, Cluster, Device, device
 from puna.plan.serve import Engine
 from puna.plan.weights import IN_BLOCKS, STORAGE, Weights, weights
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_option(function: F) -> F:
+    """`--model`: a preset, or a model's file."""
+    return click.option(
+        "--model", "-m", default="7b", show_default=True, metavar="MODEL",
+        help=f"Preset ({', '.join(PRESETS)}), or a model as for puna info.",
+    )(function)  # fmt: skip
 
 
 def device_options(function: F) -> F:
@@ -31,6 +41,42 @@ def device_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def cluster_options(gpu: str, gpus: int) -> Callable[[F], F]:
+    """`--gpu --gpus --per-node --network --power --topology`, with these defaults.
+
+    The command gets them under these names; `cluster_of` makes a `Cluster` of them.
+    """
+    return together(
+        click.option("--gpu", default=gpu, show_default=True, metavar="NAME",
+                     help=f"What devices: {', '.join(DEVICES)}."),
+        click.option("--gpus", type=click.IntRange(min=1), default=gpus, show_default=True,
+                     metavar="N", help="How many."),
+        click.option("--per-node", type=click.IntRange(min=1), metavar="N",
+                     help="Devices in a machine. [default: as usual for them]"),
+        click.option("--network", type=float, metavar="GBIT",
+                     help="Gbit/s of each device to other machines. [default: as usual]"),
+        click.option("--power", type=float, metavar="WATTS",
+                     help="A cap on each device's power, which clocks follow."),
+        click.option("--topology", type=click.Choice(list(TOPOLOGIES)), default="full",
+                     show_default=True, help="How much of the network all may use at once."),
+    )  # fmt: skip
+
+
+def cluster_of(
+    gpu: str,
+    gpus: int,
+    per_node: int | None,
+    network: float | None,
+    power: float | None,
+    topology: str,
+) -> Cluster:
+    """A cluster from the values of `cluster_options`; ValueError for one that cannot be."""
+    for option, value in (("network", network), ("power", power)):
+        if value is not None and not value > 0:
+            raise ValueError(f"--{option} must be more than 0, not {value:g}")
+    return Cluster(device(gpu), gpus, per_node or 0, (network or 0.0) / 8, power or 0.0, topology)
+
+
 def price_options(function: F) -> F:
     """`--price --carbon --pue`: what an hour and its energy cost."""
     return together(
@@ -42,6 +88,24 @@ def price_options(function: F) -> F:
             "--pue", type=float, help="Of the data centre.  [default: 1.1, the paper's]"
         ),
     )(function)  # fmt: skip
+
+
+def config_of(model: str) -> ModelConfig:
+    """The shape of a preset, of a released model by its name, or of one that lies here.
+
+    ValueError for what is none of these.
+    """
+    if model in PRESETS:
+        return PRESETS[model]
+    known = catalog.find(model)
+    if known is not None:
+        return known.config
+    from puna.commands.models import resolve
+    from puna.hub.locate import SHIPPED
+
+    if model not in SHIPPED and "/" not in model and not Path(model).exists():
+        raise ValueError(f"no preset and no file '{model}'; presets are: {', '.join(PRESETS)}")
+    return resolve(model, download=False).config
 
 
 def device_of(name: str) -> Device:

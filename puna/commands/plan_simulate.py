@@ -9,8 +9,13 @@ from typing import Any
 import click
 
 from puna.commands.options import json_option
-from puna.commands.plan_options import cluster_of, cluster_options, planned_model
-from puna.commands.plan_shared import seconds, show_json
+from puna.commands.plan_shared import (
+    cluster_of,
+    cluster_options,
+    config_of,
+    seconds,
+    show_json,
+)
 from puna.commands.recipes import Count
 from puna.commands.render import facts_table
 from puna.plan.compute import Kernels
@@ -86,7 +91,7 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
 def _run(given: dict[str, Any]) -> Run:
     names = ("gpu", "gpus", "per_node", "network", "power", "topology")
     kernels = Kernels(cluster_of(**{name: given[name] for name in names}))
-    model = planned_model(given["model"])
+    model = config_of(given["model"])
     windows = given["batch_size"] or max(1, _BATCH_TOKENS // model.context_length)
     layout = Layout.parse(given["parallel"]) if given["parallel"] else None
     return Run(model, kernels, windows, layout=layout)

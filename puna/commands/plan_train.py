@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.options import json_option, together
-from puna.commands.plan_options import cluster_of, cluster_options, planned_model
+from puna.commands.options import json_option
+from puna.commands.plan_shared import (
+    cluster_of,
+    cluster_options,
+    config_of,
+    model_option,
+    price_options,
+    show_json,
+)
 from puna.commands.recipes import Count
 
 if TYPE_CHECKING:
@@ -20,17 +26,9 @@ if TYPE_CHECKING:
 
 _BATCH_TOKENS = 2**22  # Llama 2's 4M
 
-_money_options = together(
-    click.option("--price", type=float, metavar="USD", help="Of a GPU's hour."),
-    click.option("--carbon", type=float, metavar="KG", help="CO2eq of a kWh. [default: 0.385]"),
-    click.option("--pue", type=float, metavar="X",
-                 help="What a data centre takes for each kWh of its machines. [default: 1.1]"),
-)  # fmt: skip
-
 
 @click.command()
-@click.option("--model", "-m", default="7b", show_default=True, metavar="MODEL",
-              help="A preset (7b), a known model, or a file or folder of one.")  # fmt: skip
+@model_option
 @click.option("--tokens", type=Count(), default="2T", show_default=True, metavar="N",
               help="How many are trained on, such as 20B or 2T.")  # fmt: skip
 @cluster_options("a100-80g", 2000)
@@ -49,7 +47,7 @@ _money_options = together(
 @click.option("--float8", is_flag=True, help="Blocks multiply in fp8.")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True,
               help="Whether what lies between products is fused.")  # fmt: skip
-@_money_options
+@price_options
 @json_option
 def train(as_json: bool, **given: Any) -> None:
     """What pretraining takes: memory, the best layout, speed, days, GPU-hours, cost.
@@ -78,7 +76,7 @@ def train(as_json: bool, **given: Any) -> None:
     slower = _on_a800(run, plan)
     if as_json:
         said = _as_json(run, plan, found, bill, failures)
-        click.echo(json.dumps(said | ({} if slower is None else {"a800": slower})))
+        show_json(said | ({} if slower is None else {"a800": slower}))
         return
     _show(run, plan, found, bill, failures)
     if slower is not None:
@@ -113,7 +111,9 @@ def run_of(given: dict[str, Any]) -> Run:
     from puna.plan.layout import Layout
     from puna.plan.search import Run
 
-    model = planned_model(given["model"], given["context_length"])
+    model = config_of(given["model"])
+    if given["context_length"] is not None:
+        model = dataclasses.replace(model, context_length=given["context_length"])
     names = ("gpu", "gpus", "per_node", "network", "power", "topology")
     cluster = cluster_of(**{name: given[name] for name in names})
     kernels = Kernels(cluster, "fp8" if given["float8"] else "bf16", given["compiled"])

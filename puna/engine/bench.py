@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puna.engine.batch import Batch, Runner, greedy
 from puna.formats.checkpoint import Checkpoint
@@ -86,15 +87,25 @@ def read_bandwidth(num_threads: int, size: int = _MEMORY) -> float:
 
 
 @contextlib.contextmanager
-def reading(num_threads: int, size: int = _MEMORY) -> Iterator[Callable[[], float]]:
-    """A function that reads `size` bytes of memory with so many threads, and says how long it
-    took. They were read once before."""
+def reading(
+    num_threads: int, size: int = _MEMORY, passes: int = 1
+) -> Iterator[Callable[[], float]]:
+    """A function that reads `size` bytes of memory with so many threads, each its part `passes`
+    times, and says how long that took. They were read once before."""
     parts = np.array_split(np.ones(size // 8, np.int64), num_threads)
+
+    def read(part: NDArray[np.int64]) -> None:
+        for _ in range(passes):
+            part.max()
+
     with ThreadPoolExecutor(num_threads) as pool:
 
         def seconds() -> float:
             started = time.perf_counter()
-            list(pool.map(np.max, parts))
+            if num_threads == 1:
+                read(parts[0])
+            else:
+                list(pool.map(read, parts))
             return time.perf_counter() - started
 
         seconds()

@@ -8,10 +8,11 @@ bandwidth changes while it is measured; those count in which the process had mos
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,7 @@ def calibrate(
 
 def num_jobs(formats: Sequence[str] = FORMATS) -> int:
     """How often `calibrate` calls `on_job`."""
-    return len({1, physical_cores()}) * (len(formats) + 1) + 1
+    return len({1, physical_cores()}) * (2 * len(formats) + 1) + 1
 
 
 def last_cache() -> int:
@@ -105,22 +106,33 @@ def _pace(
     layer = max(0.0, (many - few) / steps / 32)
     step = max(0.0, few / steps - 2 * layer)
     on_job()
-    speeds: list[float] = []
-    cached: dict[str, float] = {}
-    streamed: dict[str, float] = {}
-    with reading(threads, _READ) as read_memory:
+    rates: dict[str, float] = {}
+    shares: dict[str, dict[str, float]] = {"streamed": {}, "cached": {}}
+    for where, share, shape in (("streamed", _STREAMED, _LARGE), ("cached", _CACHED, _SMALL)):
+        size = max(_READ, 2 * cache) if where == "streamed" else int(share * cache)
+        speeds = []
         for form in formats:
-            for shares, share, shape in ((streamed, _STREAMED, _LARGE), (cached, _CACHED, _SMALL)):
-                config = _filling(share * cache, form, *shape)
-                decode, steps = decoding(_probe(config, form, threads))
-                memory, burst = alternating((Job(read_memory), decode), rounds, threads)
-                speeds.append(_READ / memory)
-                besides = step + config.num_layers * layer
-                read = weights(config, form).read
-                seconds = burst / steps
-                shares[form] = read / max(seconds - besides, seconds / 4) / speeds[-1]
+            config = _filling(share * cache, form, *shape)
+            decode, steps = decoding(_probe(config, form, threads))
+            with read_job(threads, size) as (read, num_bytes):
+                memory, burst = alternating((read, decode), rounds, threads)
+            speeds.append(num_bytes / memory)
+            besides = step + config.num_layers * layer
+            seconds = max(burst / steps - besides, burst / steps / 4)
+            shares[where][form] = weights(config, form).read / seconds / speeds[-1]
             on_job()
-    return Pace(statistics.median(speeds), cached, streamed, layer, step)
+        rates[where] = statistics.median(speeds)
+    return Pace(
+        rates["streamed"], rates["cached"], shares["cached"], shares["streamed"], layer, step
+    )
+
+
+@contextlib.contextmanager
+def read_job(threads: int, size: int) -> Iterator[tuple[Job, int]]:
+    """Reading `size` bytes, of a cache that holds them several times, and how many that are."""
+    passes = max(1, _READ // size)
+    with reading(threads, size, passes) as read:
+        yield Job(read, read if passes > 1 else bool), passes * size
 
 
 class Job(NamedTuple):

@@ -26,12 +26,14 @@ _WATTS_A_CORE = 10.0  # *ours*: nothing here can measure it
 class Pace:
     """The native step on so many threads.
 
-    `bandwidth` bytes/s that as many threads just read from memory; by format of the weights, as
-    shares of it, how fast a step reads weights that lie in the cache (`cached`) and in memory
-    (`streamed`). A layer and a step cost `layer_seconds` and `step_seconds` besides.
+    `bandwidth` bytes/s that as many threads just read from memory, `cache_bandwidth` from the
+    cache; by format of the weights, as shares of these, how fast a step reads weights that lie in
+    memory (`streamed`) and in the cache (`cached`). A layer and a step cost `layer_seconds` and
+    `step_seconds` besides.
     """
 
     bandwidth: float
+    cache_bandwidth: float
     cached: dict[str, float]
     streamed: dict[str, float]
     layer_seconds: float
@@ -80,9 +82,8 @@ class Machine:
     def engine(self, config: ModelConfig, weights: Weights) -> Engine:
         """What the engine makes of this machine with a model: on one thread, where it is small."""
         pace = self.paces[1 if config.num_parameters < SMALL_MODEL else self.cores]
-        share = read_share(pace, weights, self.cache)
-        whole = self.paces[self.cores].bandwidth
-        return Engine(share * pace.bandwidth / whole, 1.0, pace.layer_seconds, pace.step_seconds)
+        share = read_rate(pace, weights, self.cache) / self.paces[self.cores].bandwidth
+        return Engine(share, 1.0, pace.layer_seconds, pace.step_seconds)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"version": _VERSION}
@@ -102,8 +103,8 @@ class Machine:
         return machine
 
 
-def read_share(pace: Pace, weights: Weights, cache: float) -> float:
-    """Of the bandwidth, what a step reads its weights at.
+def read_rate(pace: Pace, weights: Weights, cache: float) -> float:
+    """Bytes/s at which a step reads its weights.
 
     Those up to half the cache stay in it, those of twice its size never do; between, the logarithm
     of the size decides (*ours*). A mix of formats reads as the measured one of the nearest bits.
@@ -112,9 +113,9 @@ def read_share(pace: Pace, weights: Weights, cache: float) -> float:
     name = min(pace.streamed, key=lambda form: abs(_NAMED_BITS[form] - bits))
     if weights.name in pace.streamed:
         name = weights.name
-    outside = min(1.0, max(0.0, math.log2(max(weights.read, 1) / cache) / 2 + 0.5))
-    inside_seconds = (1 - outside) / pace.cached[name]
-    return 1 / (inside_seconds + outside / pace.streamed[name])
+    outside = min(1.0, max(0.0, math.log2(weights.read / cache) / 2 + 0.5))
+    inside_seconds = (1 - outside) / (pace.cached[name] * pace.cache_bandwidth)
+    return 1 / (inside_seconds + outside / (pace.streamed[name] * pace.bandwidth))
 
 
 # Bits a weight of the formats that are measured.

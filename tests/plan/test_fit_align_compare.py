@@ -23,7 +23,7 @@ from puna.plan.machine import Machine, Pace
 from puna.plan.serve import Setting, speed
 from puna.plan.weights import weights
 
-PACE = Pace(50e9, {"q4_0": 2.0, "f16": 1.5}, {"q4_0": 1.0, "f16": 0.8}, 2e-6, 20e-6)
+PACE = Pace(50e9, 100e9, {"q4_0": 2.0, "f16": 1.5}, {"q4_0": 1.0, "f16": 0.8}, 2e-6, 20e-6)
 ONE = replace(PACE, bandwidth=30e9)
 HERE = Machine("A CPU", 2, 16e9, 32e6, 1e11, 1e12, {1: ONE, 2: PACE}, measured="today")
 
@@ -67,7 +67,7 @@ def test_a_machine_is_a_device_that_comes_back_from_its_file(tmp_path: Path) -> 
 def test_small_models_run_on_one_thread_from_the_cache() -> None:
     assert machine.SMALL_MODEL == SMALL_MODEL
     small, large = preset("tiny"), preset("1b")
-    for config, form, bandwidth in ((small, "q4_0", 2.0 * 30e9), (large, "f16", 0.8 * 50e9)):
+    for config, form, bandwidth in ((small, "q4_0", 2.0 * 100e9), (large, "f16", 0.8 * 50e9)):
         stored = weights(config, form)
         engine = HERE.engine(config, stored)
         assert engine.bandwidth_share * 50e9 == pytest.approx(bandwidth)
@@ -79,9 +79,8 @@ def test_small_models_run_on_one_thread_from_the_cache() -> None:
 def test_between_cache_and_memory_the_size_decides() -> None:
     stored = weights(preset("tiny"), "f16")
     size = stored.read
-    shares = [machine.read_share(PACE, stored, size / f) for f in (0.25, 0.5, 1, 2, 4)]
-    assert shares[:2] == [1.5, 1.5] and shares[3:] == [0.8, 0.8]
-    assert shares[2] == pytest.approx(2 / (1 / 1.5 + 1 / 0.8))
+    rates = [machine.read_rate(PACE, stored, size / f) for f in (0.25, 0.5, 1, 2, 4)]
+    assert rates == pytest.approx([150e9, 150e9, 2 / (1 / 150e9 + 1 / 40e9), 40e9, 40e9])
 
 
 RIG = make_rig(preset("70b"), Cluster(device("a100-80g"), 64), training=323)
