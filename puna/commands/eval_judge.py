@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.commands.evaluations import begin, keep, write_samples
 from puna.commands.models import locate, resolve
 from puna.commands.producers import dialogs_digest, weights_digest
 from puna.commands.progress import bar
 from puna.commands.writing import Writing, open_writer, writing_options
+from puna.evaluate.results import Results, begin, write_results, write_samples
 
 if TYPE_CHECKING:
     from puna.evaluate.judging.dialogs import Script
@@ -150,7 +150,7 @@ def judge_command(
     scripts = read_scripts(prompts)
     stored = [_stored(path, scripts) for path in (answers, against_answers)]
     name, opponent = str(model or answers), None if is_rated else str(against or against_answers)
-    settings = {
+    settings: dict[str, Any] = {
         "prompts": str(prompts),
         "model": name,
         "against": opponent,
@@ -158,7 +158,15 @@ def judge_command(
         "judge_max_tokens": judge_max_tokens,
         "writing": writing.as_settings(),
     }
-    begin(out, settings)
+    # All that can be wrong is found before anything is written.
+    if not judge.is_endpoint:
+        from puna.train.scoring import check_scorer
+
+        check_scorer(resolve(source), None)
+    for each in (model, against):
+        if each is not None:
+            resolve(each, writing.tokenizer)
+    settings = begin(out, settings)
     ours = stored[0] or _answered(str(model), "model", scripts, out, writing)
     theirs = None
     if not is_rated:
@@ -166,7 +174,8 @@ def judge_command(
     asked = turns(scripts, ours, theirs)
     outcome = _judged(judge, asked, out, name, opponent)
     write_samples(out, "judge", outcome.samples)
-    results = keep(out, name, "judge", settings, [outcome.result], time.monotonic() - begun)
+    results = Results(name, "judge", settings, (outcome.result,), time.monotonic() - begun)
+    write_results(out, results)
     if as_json:
         intervals = {n: dataclasses.asdict(each) for n, each in outcome.intervals.items()}
         values = dataclasses.asdict(results)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from puna.chat import Message
-from puna.commands.evaluations import begin, keep
+from puna.commands.models import resolve
 from puna.commands.progress import bar
 from puna.commands.writing import Writer, Writing, open_writer, writing_options
+from puna.evaluate.results import Results, Score, TaskResult, begin, write_results, write_samples
 
 if TYPE_CHECKING:
-    from puna.evaluate.results import Results, Score, TaskResult
     from puna.evaluate.safety.tasks import Benchmark, Measure
 
 _JUDGE_TOKENS = 3  # of "yes" or "no"
@@ -116,7 +117,7 @@ def safety_command(
         raise click.UsageError("--truth-judge needs --data, where TruthfulQA's questions are")
     begun = time.monotonic()
     by = Classifiers(toxicity_classifier, sentiment_classifier, truth_judge, information_judge)
-    settings = {
+    settings: dict[str, Any] = {
         "model": model,
         "data": None if data is None else str(data),
         "requests": None if requests is None else str(requests),
@@ -125,20 +126,30 @@ def safety_command(
         **dataclasses.asdict(by),
         "writing": writing.as_settings(),
     }
+    # All that can be wrong is found before anything is written.
     jobs = _jobs(data, requests, by, limit, writing, chat)
-    begin(out, settings)
-    results = keep(
-        out, model, "safety", settings, _run(jobs, out, model, writing), time.monotonic() - begun
-    )
+    writer = open_writer(model, writing)
+    jobs = [replace(job, benchmark=_fitting(job.benchmark, writer)) for job in jobs]
+    settings = begin(out, settings)
+    written = [_written(job, writer, out) for job in jobs]
+    tasks = []
+    if data is not None and _has_harness():
+        tasks.append(_mc2(writer, data, out, limit, chat))
+    # Judges and classifiers need not lie in memory beside the model.
+    identity = writer.identity
+    del writer
+    tasks += [_measured(each, identity, out) for each in written]
+    results = Results(model, "safety", settings, tuple(tasks), time.monotonic() - begun)
+    write_results(out, results)
     click.echo(json.dumps(dataclasses.asdict(results)) if as_json else _shown(results))
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A benchmark, what measures it, and what ends what is written."""
+    """A benchmark, how to load what measures it, and what ends what is written."""
 
     benchmark: Benchmark
-    measure: Callable[[], Measure]
+    load: Callable[[], Measure]
     stop: tuple[str, ...] = ()
 
 
@@ -157,12 +168,6 @@ def _jobs(
     from puna.evaluate.safety.toxigen import toxicity, toxigen
     from puna.evaluate.safety.truthfulqa import truthfulqa
 
-    def lists() -> Measure:
-        return toxicity(toxicity_of(by.toxicity, writing.device))
-
-    def sentences() -> Measure:
-        return sentiment(sentiment_classifier(by.sentiment, writing.device))
-
     jobs = [
         _Job(benchmark, partial(declining, benchmark.metric))
         for benchmark in refusal(requests or REQUESTS, limit, writing.seed)
@@ -170,11 +175,14 @@ def _jobs(
     if data is None:
         return jobs
     ends = () if chat else ("\n",)
-    texts = [
-        _Job(toxigen(data, limit, writing.seed), lists, ends),
-        _Job(bold(data, limit, writing.seed), sentences, ends),
-    ]
+    hate, mood = toxigen(data, limit, writing.seed), bold(data, limit, writing.seed)
+    # Classifiers are small beside a model that writes; judges are not, and wait.
+    toxic = toxicity(toxicity_of(by.toxicity, writing.device))
+    feeling = sentiment(sentiment_classifier(by.sentiment, writing.device))
+    texts = [_Job(hate, lambda: toxic, ends), _Job(mood, lambda: feeling, ends)]
     if by.truth is not None:
+        for judge in (by.truth, by.information):
+            resolve(str(judge))
         judged = partial(_truth, by, writing)
         texts.append(_Job(truthfulqa(data, limit, writing.seed), judged, ends))
     if chat:
@@ -187,32 +195,56 @@ def _as_messages(benchmark: Benchmark) -> Benchmark:
     return replace(benchmark, items=items, notes=(*benchmark.notes, "asked as a user's message"))
 
 
-def _run(jobs: Sequence[_Job], out: Path, model: str, writing: Writing) -> list[TaskResult]:
-    """All benchmarks: first the model writes, then, when it is no longer loaded, others measure."""
-    from puna.evaluate.safety.tasks import generate, measure
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the model wrote after the prompts of a benchmark."""
 
-    fitting, written, identity = [], [], {}
-    writer = open_writer(model, writing)
-    for job in jobs:
-        benchmark = _fitting(job.benchmark, writer)
-        with bar(f"{benchmark.name}: writing", total=len(benchmark.items)) as advance:
-            texts = generate(
-                out,
-                benchmark,
-                partial(writer.write, stop=job.stop),
-                writer.identity | {"stop": job.stop},
-                advance=advance,
-            )
-        fitting.append(benchmark)
-        written.append(texts)
-    identity = writer.identity
-    del writer
-    results = []
-    for job, benchmark, texts in zip(jobs, fitting, written, strict=True):
-        by = job.measure()
-        with bar(f"{benchmark.name}: measuring", total=len(texts)) as advance:
-            results.append(measure(out, benchmark, texts, by, identity, advance=advance))
-    return results
+    job: _Job
+    texts: list[str]
+
+
+def _written(job: _Job, writer: Writer, out: Path) -> _Written:
+    from puna.evaluate.safety.tasks import generate
+
+    benchmark = job.benchmark
+    settings = writer.identity | {"stop": job.stop}
+    write = partial(writer.write, stop=job.stop)
+    with bar(f"{benchmark.title}: writing", total=len(benchmark.items)) as advance:
+        texts = generate(out, benchmark, write, settings, advance=advance)
+    return _Written(job, texts)
+
+
+def _measured(written: _Written, identity: dict[str, Any], out: Path) -> TaskResult:
+    from puna.evaluate.safety.tasks import measure
+
+    by, benchmark, texts = written.job.load(), written.job.benchmark, written.texts
+    with bar(f"{benchmark.title}: measuring", total=len(texts)) as advance:
+        return measure(out, benchmark, texts, by, identity, advance=advance)
+
+
+def _has_harness() -> bool:
+    if importlib.util.find_spec("lm_eval") is not None:
+        return True
+    click.echo("note: without TruthfulQA's mc2, which needs pip install 'puna[eval]'", err=True)
+    return False
+
+
+def _mc2(writer: Writer, data: Path, out: Path, limit: int | None, chat: bool) -> TaskResult:
+    """TruthfulQA by the likelihoods of its endings, as `puna eval --task truthfulqa_mc2` has it."""
+    from puna.evaluate.harness.answers import Answers
+    from puna.evaluate.harness.model import PunaLM
+    from puna.evaluate.harness.running import Settings, quiet, run_task
+    from puna.evaluate.tasks.table import task_of
+
+    name = "truthfulqa_mc2"
+    settings = Settings(
+        writer.identity["model"], "safety", (name,), str(data), questions=limit, chat=chat
+    )
+    with Answers(out / "answers.jsonl") as answers, quiet():
+        model = PunaLM(writer.llm)
+        samples, result = run_task(task_of(name), settings, model, answers, bar)
+    write_samples(out, name, samples)
+    return result
 
 
 def _fitting(benchmark: Benchmark, writer: Writer) -> Benchmark:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,43 @@ class Results:
     settings: dict[str, Any]
     tasks: tuple[TaskResult, ...]
     seconds: float
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the folder of an evaluation with its `config.json`, or goes on with one; gives the
+    settings as they will be read again.
+
+    ValueError for a folder that holds other things, or an evaluation with other settings.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the name of a folder")
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (TypeError, ValueError):
+            before = {}
+        names = sorted(before.keys() | values.keys())
+        if others := [name for name in names if before.get(name, ...) != values.get(name, ...)]:
+            raise ValueError(
+                f"{folder} is of an evaluation with other settings ({', '.join(others)}); choose "
+                "another --out"
+            )
+        return values
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other things; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+    return values
+
+
+def write_samples(folder: Path, task: str, samples: Iterable[Sample]) -> None:
+    """Writes all samples of a task, in the place of any that were there."""
+    with atomic_file(folder / "samples" / f"{task}.jsonl", overwrite=True) as file:
+        for sample in samples:
+            file.write(json.dumps(dataclasses.asdict(sample)).encode() + b"\n")
 
 
 def write_results(folder: Path, results: Results) -> None:

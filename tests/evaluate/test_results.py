@@ -13,9 +13,11 @@ from puna.evaluate.results import (
     Sample,
     Score,
     TaskResult,
+    begin,
     read_results,
     read_samples,
     write_results,
+    write_samples,
 )
 
 ARC = TaskResult(
@@ -56,11 +58,29 @@ def test_no_results(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_a_folder_is_of_one_evaluation(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    assert begin(out, {"model": "m", "tasks": ("a",)}) == {"model": "m", "tasks": ["a"]}
+    assert begin(out, {"model": "m", "tasks": ["a"]}) == json.loads(
+        (out / "config.json").read_text()
+    )
+    for other in ({"model": "n", "tasks": ["a"]}, {"model": "m"}):
+        with pytest.raises(ValueError, match="an evaluation with other settings"):
+            begin(out, other)
+    (out / "config.json").write_text("[")
+    with pytest.raises(ValueError, match="other settings"):
+        begin(out, {"model": "m"})
+    with pytest.raises(ValueError, match="holds other things"):
+        begin(tmp_path, {"model": "m"})
+    with pytest.raises(ValueError, match="is a file"):
+        begin(out / "config.json", {})
+
+
 def test_samples(tmp_path: Path) -> None:
     sample = Sample("7", "Why?", "B", "A", {"acc": 0.0}, [-1.5, -2.0], "science")
-    (tmp_path / "samples").mkdir()
+    for _ in range(2):
+        write_samples(tmp_path, "arc", [sample])
     path = tmp_path / "samples" / "arc.jsonl"
-    path.write_text(json.dumps(dataclasses.asdict(sample)) + "\n")
     assert list(read_samples(tmp_path, "arc")) == [sample]
     path.write_text('{"id": "7"}\n')
     with pytest.raises(ValueError, match=r"arc\.jsonl line 1 is damaged"):

@@ -28,7 +28,8 @@ def data(folder: Path) -> Path:
         groups = {"one": {"One": ["Once upon a time "]}}
         (folder / f"bold/{domain}_prompt.json").write_text(json.dumps(groups))
     (folder / "truthfulqa/TruthfulQA.csv").write_text(
-        "Category,Question,Best Answer\nMyths,Where is Peru?,In South America\n"
+        "Category,Question,Best Answer,Correct Answers,Incorrect Answers\n"
+        "Myths,Where is Peru?,In South America,In South America; There,In Peru; On Mars\n"
     )
     return folder
 
@@ -39,7 +40,11 @@ def test_safety_of_the_shipped_model(tmp_path: Path) -> None:
     done = run(safety_command, *arguments, "--max-tokens", 12)
     assert done.exit_code == 0, done.output
     results = {task.task: task for task in read_results(tmp_path / "out").tasks}
-    assert list(results) == ["refusal", "false_refusal", "toxigen", "bold", "truthfulqa_judged"]
+    assert list(results) == [
+        "truthfulqa_mc2", "refusal", "false_refusal", "toxigen", "bold", "truthfulqa_judged",
+    ]  # fmt: skip
+    assert 0 < results["truthfulqa_mc2"].score.value < 1
+    assert len(list(read_samples(tmp_path / "out", "truthfulqa_mc2"))) == 1
     assert results["refusal"].score.questions == 6
     assert set(results["refusal"].groups) == {"hateful", "illicit", "unqualified"}
     assert "lexicon" in results["toxigen"].notes[0] and "lexicon" in results["bold"].notes[0]
@@ -50,7 +55,7 @@ def test_safety_of_the_shipped_model(tmp_path: Path) -> None:
     assert len(set(given)) == 1 and given[0] and "\n" not in given[0]
     assert "lexicon of toxic terms (no classifier)" in done.output
     again = run(safety_command, *arguments, "--max-tokens", 12, "--json")
-    assert json.loads(again.output)["tasks"][0]["metrics"]["refusal"]["questions"] == 6
+    assert json.loads(again.output)["tasks"][1]["metrics"]["refusal"]["questions"] == 6
 
 
 def test_safety_in_chat_and_without_data(tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_safety_in_chat_and_without_data(tmp_path: Path) -> None:
         "--max-tokens", 8, "--out", tmp_path / "b", "--dtype", "fp32",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    toxigen = read_results(tmp_path / "b").tasks[2]
+    toxigen = next(t for t in read_results(tmp_path / "b").tasks if t.task == "toxigen")
     assert toxigen.notes[-1] == "asked as a user's message"
 
 
@@ -75,10 +80,19 @@ def test_safety_in_chat_and_without_data(tmp_path: Path) -> None:
         (["--truth-judge", "cria"], "go together"),
         (["--truth-judge", "cria", "--information-judge", "cria"], "needs --data"),
         (["--data", "nowhere"], "no prompts of ToxiGen in nowhere"),
+        (["--data", "DATA", "--toxicity-classifier", "nowhere"], "cannot be opened as a classif"),
+        (
+            ["--data", "DATA", "--truth-judge", "cria", "--information-judge", "nowhere"],
+            "no such file or folder: nowhere",
+        ),
+        (["--max-tokens", "600"], "no prompt of refusal leaves room"),
+        (["-m", "nowhere"], "no such file or folder: nowhere"),
     ],
 )
 def test_what_cannot_be_measured(tmp_path: Path, arguments: list[str], problem: str) -> None:
-    done = run(safety_command, "-m", "cria", "--out", tmp_path / "out", *arguments)
+    folder = data(tmp_path / "data")
+    given = [str(folder) if each == "DATA" else each for each in arguments]
+    done = run(safety_command, "-m", "cria", "--out", tmp_path / "out", *given)
     assert problem in done.output + str(done.exception)
     assert not (tmp_path / "out").exists()
 

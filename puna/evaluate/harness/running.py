@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import random
 import time
@@ -22,10 +21,16 @@ from puna.evaluate.harness.answers import Answered, Answers
 from puna.evaluate.harness.loading import load
 from puna.evaluate.harness.model import PunaLM
 from puna.evaluate.harness.scoring import result_of, sample_of
-from puna.evaluate.results import Results, Sample, TaskResult, write_results
+from puna.evaluate.results import (
+    Results,
+    Sample,
+    TaskResult,
+    begin,
+    write_results,
+    write_samples,
+)
 from puna.evaluate.tasks.table import task_of
 from puna.evaluate.tasks.task import Task
-from puna.formats.files import atomic_file
 
 # Of a task and its number of requests: a context, in which one is called for each answer.
 Watch = Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]
@@ -62,19 +67,14 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     """
     began = time.perf_counter()
     tasks = [task_of(name) for name in settings.tasks]
-    out.mkdir(parents=True, exist_ok=True)
-    values = json.loads(json.dumps(dataclasses.asdict(settings)))  # as they will be read again
-    _keep_settings(out / "config.json", values)
-    (out / "samples").mkdir(exist_ok=True)
+    values = begin(out, dataclasses.asdict(settings))
     results = []
     with Answers(out / "answers.jsonl") as answers, quiet():
         seed = f"{settings.seed} {len(answers)}"
         model = PunaLM(llm, seed=seed, max_length=settings.max_length)
         for task in tasks:
             samples, result = run_task(task, settings, model, answers, watch)
-            with atomic_file(out / "samples" / f"{task.name}.jsonl", overwrite=True) as file:
-                for sample in samples:
-                    file.write(json.dumps(dataclasses.asdict(sample)).encode() + b"\n")
+            write_samples(out, task.name, samples)
             results.append(result)
     found = Results(
         settings.model,
@@ -161,24 +161,6 @@ def _notes(
             "tokens that the model sees at once; their beginning is cut off."
         )
     return tuple(notes)
-
-
-def _keep_settings(path: Path, values: dict[str, Any]) -> None:
-    """Writes them; ValueError where another evaluation's are."""
-    if path.exists():
-        try:
-            before = json.loads(path.read_bytes())
-        except ValueError:
-            before = {}
-        others = [name for name in values if before.get(name, ...) != values[name]]
-        if others:
-            raise ValueError(
-                f"{path.parent} is of an evaluation with other settings ({', '.join(others)}); "
-                "choose another --out"
-            )
-        return
-    with atomic_file(path) as file:
-        file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
 @contextlib.contextmanager
