@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import click
 
 from puna.commands.options import F, json_option, model_options, together
-from puna.evaluate.suites import SUITES
+from puna.evaluate.suites import SUITES, present
 
 if TYPE_CHECKING:
-    from puna.evaluate.harness.running import Settings
-    from puna.evaluate.results import Results
+    from puna.evaluate.report.collect import Cell
+    from puna.evaluate.results import Results, Score
 
 # Name -> where it is (`module:function`), and its line in the help; imported when it is used.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -137,9 +137,11 @@ def eval_(
     from puna.evaluate.tasks.table import task_of
 
     chosen = SUITES[suite or "quick"]
-    names = tasks or chosen.tasks
+    names, left_out = (tasks, ()) if tasks else present(chosen, data)
     for name in names:
-        task_of(name)
+        task_of(name).check()
+    for name in left_out:
+        click.echo(f"left out: {task_of(name).title}, {_where(data)} has no rows of it", err=True)
     settings = Settings(
         model=model,
         suite="" if tasks else suite or "quick",
@@ -149,6 +151,7 @@ def eval_(
         questions=limit if tasks or limit is not None else chosen.questions,
         seed=seed,
         shared_shots=shared_shots,
+        left_out=left_out,
         chat=chat,
         max_length=max_length,
         dtype=dtype,
@@ -161,9 +164,10 @@ def eval_(
     )  # fmt: skip
     results = run(settings, llm, folder, _watch)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(results)))
+        table = {title: dataclasses.asdict(cell) for title, cell in _table(results).items()}
+        click.echo(json.dumps(dataclasses.asdict(results) | {"table": table}))
     else:
-        _show(results, settings, folder)
+        _show(results, folder)
 
 
 @contextlib.contextmanager
@@ -189,18 +193,50 @@ def _list_tasks(as_json: bool) -> None:
         click.echo(f"{row['task']:{width}}  {row['shots']:2}-shot  {row['metric']}  {row['title']}")
 
 
-def _show(results: Results, settings: Settings, folder: Path) -> None:
-    width = max(len(task.title) for task in results.tasks)
+def _show(results: Results, folder: Path) -> None:
+    from puna.evaluate.report.means import mean_of_groups
+
+    table = [(title, cell.score, _remark(cell)) for title, cell in _table(results).items()]
+    titles = [*(task.title for task in results.tasks), *(row[0] for row in table)]
+    width, metric = max(map(len, titles)), max(len(task.metric) for task in results.tasks)
     for task in results.tasks:
-        score = task.score
-        half = 100 * _Z_95 * score.stderr
         click.echo(
-            f"{task.title:{width}}  {task.metric:8}  {100 * score.value:5.1f} ± {half:.1f}  "
-            f"({task.shots}-shot, {score.questions:,} questions)"
+            f"{task.title:{width}}  {task.metric:{metric}}  {_figure(task.score)}  "
+            f"({task.shots}-shot, {task.score.questions:,} questions)"
         )
-    if len(results.tasks) > 1:
-        mean = sum(task.score.value for task in results.tasks) / len(results.tasks)
-        click.echo(f"{'mean':{width}}  {'':8}  {100 * mean:5.1f}")
-    for note in dict.fromkeys(note for task in results.tasks for note in task.notes):
-        click.echo(f"note: {note}", err=True)
+    if table:
+        click.echo(f"\n{SUITES[results.suite].title}")
+    elif len(results.tasks) > 1:
+        table = [("mean", mean_of_groups([task.score for task in results.tasks]), "")]
+    for title, score, remark in table:
+        click.echo(f"{title:{width}}  {'':{metric}}  {_figure(score)}  {remark}".rstrip())
+    notes: dict[str, list[str]] = {}
+    for task in results.tasks:
+        for note in task.notes:
+            notes.setdefault(note, []).append(task.title)
+    for note, titles in notes.items():
+        whose = "all" if len(titles) == len(results.tasks) else ", ".join(titles)
+        click.echo(f"note ({whose}): {note}", err=True)
     click.echo(f"wrote {folder} ({results.seconds:.0f} s)", err=True)
+
+
+def _table(results: Results) -> dict[str, Cell]:
+    """The rows that a suite's source has."""
+    from puna.evaluate.reference import BENCHMARKS
+    from puna.evaluate.report.collect import cell_of
+
+    source = SUITES[results.suite].table if results.suite else None
+    rows = {each.title: cell_of(results, each) for each in BENCHMARKS if each.source == source}
+    return {title: cell for title, cell in rows.items() if cell is not None}
+
+
+def _remark(cell: Cell) -> str:
+    return f"(without {', '.join(cell.missing)})" if cell.missing else ""
+
+
+def _figure(score: Score) -> str:
+    return f"{100 * score.value:5.1f} ± {100 * _Z_95 * score.stderr:4.1f}"
+
+
+def _where(data: Path | None) -> str:
+    return "the hub" if data is None else str(data)

@@ -164,7 +164,7 @@ class PunaLM(TemplateLM):
         order = sorted(range(len(requests)), key=lambda index: prompts[index][0])
         for indices in _groups(order):
             outputs = self.llm.generate(
-                [EncodedPrompt(prompts[index][0], strip_space=True) for index in indices],
+                [_follows(requests[index].args[0], prompts[index][0]) for index in indices],
                 [prompts[index][1] for index in indices],
             )
             for index, output in zip(indices, outputs, strict=True):
@@ -191,6 +191,14 @@ class PunaLM(TemplateLM):
             stop=tuple(text for text in until or () if text),
         )
         return self.tok_encode(context)[-(self.max_length - max_tokens) :], params
+
+
+def _follows(context: str, ids: Sequence[int]) -> EncodedPrompt:
+    """A prompt whose answer begins without the space of its first word, as `--model hf` has it.
+
+    Not so after a line break, where spaces are what was written, such as a program's indentation.
+    """
+    return EncodedPrompt(ids, strip_space=not context.endswith("\n"))
 
 
 def _groups(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -43,7 +43,8 @@ class Settings:
     `shots` None: as many as each task has; a number is for those that have any. `questions` None:
     all, else so many of each task, drawn by `seed`, spread evenly over its groups. The shots of a
     question are drawn by `seed` too (lm-eval's own is 1234), or are the same for all with
-    `shared_shots`. With `chat` prompts are dialogs in Llama 2's format.
+    `shared_shots`. `left_out` are tasks of the suite whose rows are not there. With `chat` prompts
+    are dialogs in Llama 2's format.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Settings:
     questions: int | None = None
     seed: int = 1234
     shared_shots: bool = False
+    left_out: tuple[str, ...] = ()
     chat: bool = False
     max_length: int | None = None
     dtype: str = "auto"
@@ -67,6 +69,8 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     """
     began = time.perf_counter()
     tasks = [task_of(name) for name in settings.tasks]
+    for task in tasks:
+        task.check()
     values = begin(out, dataclasses.asdict(settings))
     results = []
     with Answers(out / "answers.jsonl") as answers, quiet():

@@ -29,7 +29,8 @@ def sample_of(task: Task, group: str, definition: Any, found: Mapping[str, Any])
     else:
         logprobs = None
         question, answer = str(definition.doc_to_text(found["doc"])), str(found["target"])
-        given = str(found["filtered_resps"][0])
+        first = found["filtered_resps"][0]
+        given = str(first[0] if isinstance(first, list) and first else first)  # of many tries
         if definition.OUTPUT_TYPE != "generate_until":
             logprobs, given = [_logprob(found["filtered_resps"][0])], ""
     return Sample(

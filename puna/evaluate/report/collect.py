@@ -32,7 +32,7 @@ class Run:
 
     def task(self, name: str) -> TaskResult | None:
         """Its result of a task, None where it has none."""
-        return next((task for task in self.results.tasks if task.task == name), None)
+        return _task(self.results, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def collect(folders: Sequence[Path]) -> Report:
         _run(folder, results, named=results.model in twice)
         for folder, results in zip(folders, found, strict=True)
     )
-    rows = [Row(each, tuple(_cell(run, each) for run in runs)) for each in BENCHMARKS]
+    rows = [Row(each, tuple(cell_of(run.results, each) for run in runs)) for each in BENCHMARKS]
     return Report(runs, tuple(row for row in rows if any(row.cells)))
 
 
@@ -114,8 +114,9 @@ def _run(folder: Path, results: Results, *, named: bool) -> Run:
     return Run(name, results, samples, chance, read_contamination(folder))
 
 
-def _cell(run: Run, benchmark: Benchmark) -> Cell | None:
-    scores = {part.task: _score(run, part) for part in benchmark.parts}
+def cell_of(results: Results, benchmark: Benchmark) -> Cell | None:
+    """A run's score of a benchmark; None where it has no part of it with the right shots."""
+    scores = {part.task: _score(results, part) for part in benchmark.parts}
     found = [score for score in scores.values() if score is not None]
     if not found:
         return None
@@ -123,14 +124,18 @@ def _cell(run: Run, benchmark: Benchmark) -> Cell | None:
     return Cell(mean_of_groups(found), missing)
 
 
-def _score(run: Run, part: Part) -> Score | None:
-    task = run.task(part.task)
+def _score(results: Results, part: Part) -> Score | None:
+    task = _task(results, part.task)
     if task is None or part.shots not in (None, task.shots):
         return None
     if not task.groups:
         return task.score
     mean = mean_of_groups if part.over == "groups" else mean_of_questions
     return mean(list(task.groups.values()))
+
+
+def _task(results: Results, name: str) -> TaskResult | None:
+    return next((task for task in results.tasks if task.task == name), None)
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from puna.evaluate.tasks.task import Row, Splits
 def jsonl(path: Path) -> list[Row]:
     """A row a line. ValueError where the file is missing or a line is not an object."""
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -28,7 +28,7 @@ def jsonl(path: Path) -> list[Row]:
 
 def comma_separated(path: Path) -> list[dict[str, str]]:
     """Rows by the names in the first line. ValueError where the file is missing."""
-    return list(csv.DictReader(_text(path).splitlines(keepends=True)))
+    return list(csv.DictReader(text_of(path).splitlines(keepends=True)))
 
 
 def splits_of(part: str, *names: str) -> Callable[[Path], Mapping[str, Splits]]:
@@ -36,7 +36,8 @@ def splits_of(part: str, *names: str) -> Callable[[Path], Mapping[str, Splits]]:
     return lambda folder: {part: {name: jsonl(folder / f"{name}.jsonl") for name in names}}
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """All of a file. ValueError where it is missing or no UTF-8."""
     try:
         # The mark at the start is not part of the first column's name.
         return path.read_bytes().decode("utf-8-sig")

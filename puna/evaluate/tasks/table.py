@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from puna.evaluate.tasks.code import CODE
+from puna.evaluate.tasks.commonsense import COMMONSENSE
+from puna.evaluate.tasks.knowledge import KNOWLEDGE
 from puna.evaluate.tasks.leaderboard import LEADERBOARD
+from puna.evaluate.tasks.maths import MATHS
+from puna.evaluate.tasks.reading import READING
+from puna.evaluate.tasks.reasoning import REASONING
 from puna.evaluate.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (*LEADERBOARD,)}
+_FAMILIES = (LEADERBOARD, CODE, COMMONSENSE, KNOWLEDGE, READING, MATHS, REASONING)
+TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family}
 
 
 def task_of(name: str) -> Task:
