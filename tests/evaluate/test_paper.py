@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,17 @@ class Knowing(LM):
         return gold if isinstance(gold, int) else part.doc_to_choice(request.doc).index(gold)
 
 
+def watch(title: str, count: int) -> Any:
+    return nullcontext(lambda: None)
+
+
 @pytest.fixture
 def asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., tuple[TaskResult, Knowing]]]:
-    def ask(task: Task, data: Path, right: bool) -> tuple[TaskResult, Knowing]:
+    def ask(
+        task: Task, data: Path, right: bool, watch: Any = watch, questions: int = 2
+    ) -> tuple[TaskResult, Knowing]:
         try:
             task.check()
         except SandboxError as refusal:
@@ -101,16 +107,12 @@ def asked(
 
         with monkeypatch.context() as patch, Answers(tmp_path / f"{right}.jsonl") as answers:
             patch.setattr(running, "load", noted)
-            settings = Settings("", "paper", (task.name,), data=str(data), questions=2)
+            settings = Settings("", "paper", (task.name,), data=str(data), questions=questions)
             _, result = run_task(task, settings, model, answers, watch)  # type: ignore[arg-type]
         return result, model
 
     with quiet():
         yield ask
-
-
-def watch(title: str, count: int) -> Any:
-    return nullcontext(lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,27 @@ def test_columns_are_those_of_the_hub(folder: Path) -> None:
 def test_an_answer_after_a_line_break_keeps_its_spaces() -> None:
     assert not _follows("def f():\n", [1]).strip_space
     assert _follows("Answer:", [1]).strip_space
+
+
+def test_groups_that_are_measured_otherwise(asked: Any, folder: Path) -> None:
+    """AGIEval's mathematics is written, and has no `acc_norm`; its other tasks have."""
+    result, _ = asked(TASKS["agieval"], folder, True, questions=10)
+    assert len(result.groups) == 10 and result.score == Score(1.0, 0.0, 10)
+    assert set(result.metrics) == {"acc", "acc_by_question"}
+
+
+def test_the_scoring_of_written_answers_is_told(asked: Any, folder: Path) -> None:
+    """GSM8K's answers are each read in two ways."""
+    told: list[str] = []
+
+    @contextmanager
+    def watch(title: str, count: int) -> Iterator[Callable[[], None]]:
+        told.append(f"{title} {count}")
+        yield lambda: told.append("one")
+        told.append("end")
+
+    asked(TASKS["gsm8k"], folder, True, watch)
+    assert told == ["GSM8K 2", "end", "GSM8K, scored 4", *["one"] * 4, "end"]
 
 
 def test_shots_of_mbpp_are_its_second_to_fourth(folder: Path) -> None:

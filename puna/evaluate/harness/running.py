@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import random
 import time
@@ -108,10 +109,18 @@ def run_task(
     answered = Answered(model, answers)
     with contextlib.ExitStack() as stack:
 
-        def begin(count: int) -> None:
-            answers.on_answer = stack.enter_context(watch(task.title, count))
+        def show(title: str, count: int) -> Callable[[], None]:
+            stack.close()  # what was shown before
+            return stack.enter_context(watch(title, count))
 
-        answered.on_begin = begin
+        def begin_asking(count: int) -> None:
+            answers.on_answer = show(task.title, count)
+
+        answered.on_begin = begin_asking
+        counts = {
+            group: len(chosen[group] if chosen else parts[group].task_docs) for group in parts
+        }
+        _watch_scoring(parts, counts, lambda count: show(f"{task.title}, scored", count))
         logged = lm_evaluate(
             lm=answered,
             task_dict={"tasks": {part.task_name: part for part in parts.values()}},
@@ -131,6 +140,25 @@ def run_task(
                 num_cut += model.is_cut(str(found["arguments"][0][0]))
     notes = _notes(task, settings, shots, num_cut, len(samples), model.max_length)
     return samples, result_of(task, samples, shots=shots, notes=notes)
+
+
+def _watch_scoring(
+    parts: Mapping[str, Any],
+    counts: Mapping[str, int],
+    begin: Callable[[int], Callable[[], None]],
+) -> None:
+    """Tells of each written answer that is scored, for programs and formulas take their time."""
+    written = {g: part for g, part in parts.items() if part.OUTPUT_TYPE == "generate_until"}
+    total = sum(counts[g] * len(part.config.filter_list or "1") for g, part in written.items())
+    begin_once = functools.cache(lambda: begin(total))
+
+    def told(score: Callable[..., Any], *arguments: Any) -> Any:
+        found = score(*arguments)
+        begin_once()()
+        return found
+
+    for part in written.values():
+        part.process_results = functools.partial(told, part.process_results)
 
 
 def spread(sizes: Mapping[str, int], count: int, seed: int) -> dict[str, list[int]]:

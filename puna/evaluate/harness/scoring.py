@@ -73,6 +73,8 @@ def result_of(
     metrics: dict[str, Score] = {}
     groups: dict[str, Score] = {}
     for name in samples[0].metrics:
+        if not all(name in sample.metrics for sample in samples):
+            continue  # of some groups only, such as AGIEval's that have choices
         by_question = _score([sample.metrics[name] for sample in samples])
         own = {
             group: _score([sample.metrics[name] for sample in each])

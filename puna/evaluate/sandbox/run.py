@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -57,25 +57,17 @@ def run(text: str, limits: Limits = DEFAULTS) -> Outcome:
     return Outcome(**found)
 
 
-def run_all(
-    texts: Sequence[str],
-    limits: Limits = DEFAULTS,
-    workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """`run` for each, `workers` at a time, in order; `progress` hears how many are done."""
-    outcomes = []
+def run_all(texts: Sequence[str], limits: Limits = DEFAULTS, workers: int = 1) -> list[Outcome]:
+    """`run` for each, `workers` at a time; outcomes in the order of the programs."""
+    if min(workers, len(texts)) < 2:  # in this thread, where Ctrl-C ends the program at once
+        return [run(text, limits) for text in texts]
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(run, text, limits) for text in texts]
         try:
-            for done, future in enumerate(waiting, 1):
-                outcomes.append(future.result())
-                if progress is not None:
-                    progress(done)
+            return [future.result() for future in waiting]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return outcomes
 
 
 def require() -> None:
