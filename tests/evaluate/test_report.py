@@ -114,7 +114,7 @@ def test_files(tmp_path: Path) -> None:
     assert [cell["score"]["value"] for cell in arc["scores"]] == [0.75, 0.75]
     assert arc["reference"]["OpenAI GPT-4"] == pytest.approx(0.963)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "| ARC-Challenge (25 shots) | leaderboard | 75.0 ± 25.0 | 75.0 ± 25.0 |" in text
+    assert "| ARC-Challenge (25 shots) | 75.0 ± 25.0 | 75.0 ± 25.0 | 57.6 |" in text
     assert "![benchmarks](benchmarks.png)" in text and "![mmlu](mmlu.png)" in text
 
 

@@ -12,6 +12,7 @@ from puna.evaluate.report.collect import Report, Run, groups_of, task_titles
 from puna.evaluate.report.wording import (
     MEANS,
     NONE,
+    in_words,
     measured,
     name_of,
     notes,
@@ -42,13 +43,13 @@ def markdown(report: Report, plots: Sequence[Path]) -> str:
 def _beside(report: Report) -> list[str]:
     if not report.rows:
         return []
-    head = ["benchmark", "from", *(run.name for run in report.runs), *map(name_of, report.models)]
+    head = ["benchmark", *(run.name for run in report.runs), *map(name_of, report.models), "from"]
     rows = []
     for row in report.rows:
         ours = [NONE if cell is None else measured(cell.score) for cell in row.cells]
         values = [row.benchmark.value(model) for model in report.models]
         theirs = [NONE if value is None else points(value) for value in values]
-        rows.append([row.benchmark.title, row.benchmark.source, *ours, *theirs])
+        rows.append([row.benchmark.title, *ours, *theirs, row.benchmark.source])
     used = dict.fromkeys(row.benchmark.source for row in report.rows)
     said = [f"{name}: {SOURCES[name]}." for name in used] + notes(report)
     return [
@@ -94,17 +95,12 @@ def _groups(report: Report) -> list[str]:
 def _contamination(run: Run) -> list[str]:
     if run.contamination is None:
         return []
-    head = ["task", "least span", "contaminated"]
-    head += [f"{name}: questions, per cent, Z" for name in SUBSETS] + ["has helped"]
+    titles = [f"{name}: {what}" for name in SUBSETS for what in ("score (n)", "Z")]
+    head = ["task", "least span", "contaminated", *titles, "has helped"]
     rows = []
     for task in run.contamination.tasks:
         at = task.shown
-        cells = [
-            f"{each.count:,}, "
-            f"{NONE if each.mean is None else f'{100 * each.mean:.1f}'}, "
-            f"{NONE if each.z is None else f'{each.z:+.2f}'}"
-            for each in at.subsets
-        ]
+        cells = [part for each in at.subsets for part in in_words(each)]
         share = f"{100 * at.share:.1f} %"
         rows.append([task.title, str(at.length), share, *cells, "yes" if at.helped else "no"])
     return [f"## Contamination of {plain(run.name)}", "", *table(head, rows), ""]

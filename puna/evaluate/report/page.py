@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from puna.evaluate.contamination.check import Contamination
+from puna.evaluate.contamination.check import AtLength, Contamination, TaskContamination
 from puna.evaluate.contamination.subsets import SUBSETS
 from puna.evaluate.reference import MODELS, SOURCES, TRUTHFULQA
 from puna.evaluate.report.collect import Report, Run, groups_of, task_titles
@@ -13,6 +13,7 @@ from puna.evaluate.report.means import interval, range_of
 from puna.evaluate.report.wording import (
     MEANS,
     NONE,
+    in_words,
     measured,
     name_of,
     notes,
@@ -34,7 +35,7 @@ from puna.report.tables import Cell, Column, interval_bar, legend, lines, table
 def page(report: Report) -> str:
     """The page of a report (`collect.collect`)."""
     name = " and ".join(run.name for run in report.runs)
-    parts = [element("h1", name), _summary(report)]
+    parts = [element("h1", f"Evaluation of {name}"), _summary(report)]
     if report.rows:
         parts += [
             section("Beside other models", "Per cent, with the standard error of what was measured "
@@ -71,18 +72,17 @@ def _summary(report: Report) -> Markup:
 
 def _beside(report: Report) -> Markup:
     columns = [
-        Column("benchmark", number=False), Column("from", number=False),
+        Column("benchmark", number=False),
         *(Column(run.name, "this evaluation") for run in report.runs),
         *(Column(model.name, model.family) for model in report.models),
+        Column("from", number=False),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for row in report.rows:
         ours = [NONE if cell is None else measured(cell.score) for cell in row.cells]
-        theirs = [row.benchmark.value(model) for model in report.models]
-        rows.append(
-            [row.benchmark.title, row.benchmark.source, *ours,
-             *(NONE if value is None else points(value) for value in theirs)]
-        )  # fmt: skip
+        values = [row.benchmark.value(model) for model in report.models]
+        theirs = [NONE if value is None else points(value) for value in values]
+        rows.append([row.benchmark.title, *ours, *theirs, row.benchmark.source])
     return table(columns, rows)
 
 
@@ -210,31 +210,32 @@ def _contamination(report: Report) -> list[Markup]:
 
 
 def _contaminated(run: Run, found: Contamination) -> Markup:
-    columns = [
-        Column("task", number=False), Column("least span"), Column("contaminated"),
-        *(Column(title, name) for name in SUBSETS for title in ("questions", "per cent", "Z")),
-        Column("has helped", number=False),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = []
-    for task in found.tasks:
-        for at in task.lengths:
-            cells: list[Cell] = []
-            for each in at.subsets:
-                cells += [
-                    each.count,
-                    NONE if each.mean is None else f"{100 * each.mean:.1f}",
-                    NONE if each.z is None else f"{each.z:+.2f}",
-                ]
-            title = element("strong", task.title) if at is task.shown else task.title
-            rows.append([title, str(at.length), at.share, *cells, "yes" if at.helped else "no"])
     said = (
         f"{run.name}, against {found.tokens:,} tokens of {found.documents:,} documents "
         f"({', '.join(found.sources)}). Contaminated tokens stand in spans that the training text "
         "has too: ten tokens that are the same, and at most four behind them that differ. Clean: "
         "under 20 % of a sample's tokens; dirty: 80 % or more. Contamination has helped where all "
-        "four |Z| are over 2, the clean and the not dirty below."
+        "four Z are beyond 2: the clean and the not dirty below, the others above."
     )
-    return section(f"Contamination of {run.name}", said, table(columns, rows))
+    shown = [(task, task.shown) for task in found.tasks]
+    every = [(task, at) for task in found.tasks for at in task.lengths]
+    return section(
+        f"Contamination of {run.name}", said, _at_lengths(shown),
+        element("details", element("summary", "At every least span"), _at_lengths(every)),
+    )  # fmt: skip
+
+
+def _at_lengths(found: Sequence[tuple[TaskContamination, AtLength]]) -> Markup:
+    columns = [
+        Column("task", number=False), Column("least span"), Column("contaminated"),
+        *(Column(title, name) for name in SUBSETS for title in ("score (n)", "Z")),
+        Column("has helped", number=False),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for task, at in found:
+        cells = [part for each in at.subsets for part in in_words(each)]
+        rows.append([task.title, str(at.length), at.share, *cells, "yes" if at.helped else "no"])
+    return table(columns, rows)
 
 
 def _samples(run: Run) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from puna.evaluate.contamination.subsets import Subset
 from puna.evaluate.reference import Model
 from puna.evaluate.report.collect import Report, Run, task_titles
 from puna.evaluate.report.means import RANGES, interval, mean_of_groups, mean_of_questions, range_of
@@ -40,6 +41,14 @@ def ranged(score: Score, metric: str = "") -> str:
     if metric in RANGES:
         return f"{low:.2f} to {high:.2f}"
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def in_words(subset: Subset) -> tuple[str, str]:
+    """A subset's mean with its number of questions, and its Z."""
+    if subset.mean is None:
+        return NONE, NONE
+    z = NONE if subset.z is None else f"{subset.z:+.2f}"
+    return f"{100 * subset.mean:.1f} ({subset.count:,})", z
 
 
 def scale(metric: str) -> str:

@@ -1,0 +1,42 @@
+"""`puna eval report`: evaluations as a page, beside what others have scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from puna.commands.options import json_option
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the report; needed for several runs.  [default: the run's]",
+)
+@json_option
+def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Show evaluations beside the leaderboard's and the Llama 2 paper's values.
+
+    RUN is the folder of an evaluation; several stand side by side. Writes report.html, report.md,
+    report.json and plots.
+    """
+    if out is None and len(runs) > 1:
+        raise ValueError("several runs need --out, the folder of their report")
+    folder = out or runs[0]
+    values = written_report(runs, folder)
+    if as_json:
+        click.echo(json.dumps(values))
+    click.echo(f"report: {folder / 'report.html'}", err=True)
+
+
+def written_report(runs: tuple[Path, ...], folder: Path) -> dict[str, object]:
+    """Writes the report of `runs` into `folder`; what it says, for programs."""
+    from puna.evaluate.report.collect import as_json
+    from puna.evaluate.report.files import write_report
+
+    return as_json(write_report(runs, folder))
