@@ -18,21 +18,23 @@ def ngram_hashes(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 
 
 class HashSet:
-    """Which hashes are in a sorted array of them: a table of their first bits says no to most.
+    """Which hashes are in a sorted array of them: two tables of some of their bits say no to most.
 
-    A search for each would jump through gigabytes; the table has 4 to 8 bytes for each one.
+    A search for each would jump through gigabytes; the tables have 8 to 16 bytes for each one.
     """
 
     def __init__(self, values: NDArray[np.uint64]) -> None:
         self.values = values
         bits = max(len(values), 1).bit_length() + 2
         self._shift = np.uint64(64 - bits)
-        self._table = np.zeros(1 << bits, bool)
-        self._table[values >> self._shift] = True
+        self._first, self._second = np.zeros((2, 1 << bits), bool)
+        self._first[values >> self._shift] = True
+        self._second[values * _BASE >> self._shift] = True
 
     def find(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """(at, where): `hashes[at]` are in it, as `values[where]`."""
-        (maybe,) = np.nonzero(self._table[hashes >> self._shift])
+        (maybe,) = np.nonzero(self._first[hashes >> self._shift])
+        maybe = maybe[self._second[hashes[maybe] * _BASE >> self._shift]]
         where = np.searchsorted(self.values, hashes[maybe])
         where[where == len(self.values)] = 0
         found = self.values[where] == hashes[maybe]
