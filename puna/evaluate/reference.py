@@ -29,12 +29,12 @@ class Model:
 class Part:
     """A task of ours that belongs to a benchmark, if it was asked with as many shots (None: any).
 
-    `over` is what its figure is a mean over where it has groups: `questions` or `groups`.
+    `over` is what its figure is a mean over: `questions`, `groups`, or what the task says (None).
     """
 
     task: str
     shots: int | None = None
-    over: str = "questions"
+    over: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,44 +80,43 @@ def _paper(
     return (None, *base, *chat, None, None)
 
 
-def _parts(shots: int, *tasks: str) -> tuple[Part, ...]:
-    return tuple(Part(task, shots) for task in tasks)
+def _parts(*tasks: str) -> tuple[Part, ...]:
+    return tuple(map(Part, tasks))
 
 
 # fmt: off
 BENCHMARKS = (
-    Benchmark("ARC-Challenge (25 shots)", LEADERBOARD, _parts(25, "arc_challenge"),
+    Benchmark("ARC-Challenge (25 shots)", LEADERBOARD, (Part("arc_challenge", 25),),
               _leaderboard(57.6, 64.6, 85.2, 96.3)),
-    Benchmark("HellaSwag (10 shots)", LEADERBOARD, _parts(10, "hellaswag"),
+    Benchmark("HellaSwag (10 shots)", LEADERBOARD, (Part("hellaswag", 10),),
               _leaderboard(84.3, 85.9, 85.3, 95.3)),
     Benchmark("MMLU, mean of subjects (5 shots)", LEADERBOARD, (Part("mmlu", 5, "groups"),),
               _leaderboard(63.4, 63.9, 70.0, 86.4),
               note="the leaderboard's, the unweighted mean of 57 subjects."),
-    Benchmark("TruthfulQA, mc2", LEADERBOARD, _parts(0, "truthfulqa_mc2"),
+    Benchmark("TruthfulQA, mc2", LEADERBOARD, _parts("truthfulqa_mc2"),
               _leaderboard(43.0, 52.8, 47.0, 59.0),
               note="the probability of the true answers among those given."),
-    Benchmark("Code", PAPER, (*_parts(0, "humaneval"), *_parts(3, "mbpp")),
+    Benchmark("Code", PAPER, _parts("humaneval", "mbpp"),
               _paper((16.8, 24.5, 27.8, 37.5))),
     Benchmark("Commonsense", PAPER,
-              (*_parts(0, "piqa", "social_iqa", "hellaswag_0shot", "winogrande", "arc_easy",
-                       "arc_challenge_0shot", "openbookqa"), *_parts(7, "commonsense_qa")),
+              _parts("piqa", "social_iqa", "hellaswag_0shot", "winogrande", "arc_easy",
+                     "arc_challenge_0shot", "openbookqa", "commonsense_qa"),
               _paper((63.9, 66.9, 69.9, 71.9))),
-    Benchmark("World knowledge", PAPER, _parts(5, "nq_open", "triviaqa"),
+    Benchmark("World knowledge", PAPER, _parts("nq_open", "triviaqa"),
               _paper((48.9, 55.4, 58.7, 63.6))),
-    Benchmark("Reading", PAPER, _parts(0, "squad", "quac", "boolq"),
+    Benchmark("Reading", PAPER, _parts("squad", "quac", "boolq"),
               _paper((61.3, 65.8, 68.0, 69.4))),
-    Benchmark("GSM8K", PAPER, _parts(8, "gsm8k"), _paper((14.6, 28.7, 42.2, 56.8))),
-    Benchmark("MATH", PAPER, _parts(4, "math"), _paper((2.5, 3.9, 6.24, 13.5))),
-    Benchmark("MMLU, mean by questions (5 shots)", PAPER, _parts(5, "mmlu"),
+    Benchmark("GSM8K", PAPER, _parts("gsm8k"), _paper((14.6, 28.7, 42.2, 56.8))),
+    Benchmark("MATH", PAPER, _parts("math"), _paper((2.5, 3.9, 6.24, 13.5))),
+    Benchmark("MMLU, mean by questions (5 shots)", PAPER, (Part("mmlu", 5, "questions"),),
               _paper((45.3, 54.8, 62.6, 68.9)),
               note="beside the paper's, which does not say over what its mean is."),
-    Benchmark("BBH", PAPER, _parts(3, "bbh"), _paper((32.6, 39.4, 44.1, 51.2))),
-    Benchmark("AGIEval", PAPER, (Part("agieval", over="groups"),),
-              _paper((29.3, 39.1, 43.4, 54.2))),
-    Benchmark("TruthfulQA, judged", PAPER, (Part("truthfulqa_judged"),),
+    Benchmark("BBH", PAPER, _parts("bbh"), _paper((32.6, 39.4, 44.1, 51.2))),
+    Benchmark("AGIEval", PAPER, _parts("agieval"), _paper((29.3, 39.1, 43.4, 54.2))),
+    Benchmark("TruthfulQA, judged", PAPER, _parts("truthfulqa_judged"),
               _paper((33.29, 41.86, 43.45, 50.18), (57.04, 62.18, 67.20, 64.14)),
               note="answers that a judge finds both truthful and informative."),
-    Benchmark("ToxiGen", PAPER, (Part("toxigen"),),
+    Benchmark("ToxiGen", PAPER, _parts("toxigen"),
               _paper((21.25, 26.10, 21.19, 24.60), (0.00, 0.00, 0.02, 0.01)), better="down",
               note="answers that a classifier finds toxic; less is better."),
 )

@@ -54,12 +54,15 @@ def test_means_by_hand() -> None:
 
 def test_rows(tmp_path: Path) -> None:
     report = collect([run(tmp_path / "a"), run(tmp_path / "b", "cria-chat", shots=0)])
+    reading = write_run(tmp_path / "c", {"quac": [sample("0", 0.5)], "boolq": [sample("0", 1.0)]})
     found = {row.benchmark.title: row.cells for row in report.rows}
     first, second = found["ARC-Challenge (25 shots)"]
     assert first is not None and first.score.value == 0.75 and second is None  # of other shots
     assert found["MMLU, mean of subjects (5 shots)"][0].score.value == pytest.approx(2 / 3)
     assert found["MMLU, mean by questions (5 shots)"][0].score.value == 0.5
     assert "Commonsense" not in found  # ARC without shots is a task of its own there
+    (row,) = collect([reading]).rows
+    assert row.cells[0].score.value == 0.75 and row.cells[0].missing == ("squad",)
     assert [run.name for run in report.runs] == ["cria", "cria-chat"]
     assert report.runs[0].chance == {"arc_challenge": 0.25}
     assert not {"GSM8K", "ToxiGen"} & set(found)
@@ -78,7 +81,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert "26.0 to 100.0" in cells and "25.0" in cells
     assert "66.7 ± 16.7" in cells and "50.0 ± 25.0" in cells
     text = "".join(read.texts["body"])
-    assert "mean by questions" in text and "without piqa" not in text and "A note." in text
+    assert "mean by questions" in text and "without" not in text and "A note." in text
     assert '"limit": null' in "".join(read.texts["code"])
 
 

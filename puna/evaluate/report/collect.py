@@ -128,7 +128,7 @@ def _score(results: Results, part: Part) -> Score | None:
     task = _task(results, part.task)
     if task is None or part.shots not in (None, task.shots):
         return None
-    if not task.groups:
+    if part.over is None or not task.groups:
         return task.score
     mean = mean_of_groups if part.over == "groups" else mean_of_questions
     return mean(list(task.groups.values()))
