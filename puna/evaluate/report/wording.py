@@ -87,7 +87,7 @@ class Line:
     def chance(self) -> str:
         """What blind choice scores, "" where that has no meaning."""
         known = self.counts and self.task.task in self.run.chance
-        return points(self.run.chance[self.task.task]) if known else ""
+        return f"{100 * self.run.chance[self.task.task]:.1f}" if known else ""
 
 
 def task_lines(report: Report) -> list[Line]:
