@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "judge": ("puna.commands.eval_judge:judge_command", "A judge compares answers to dialogs."),
     "safety": ("puna.commands.eval_safety:safety_command", "Toxicity, bias, truth, refusals."),
+    "report": ("puna.commands.eval_report:report", "Results beside those of known models."),
+    "compare": ("puna.commands.eval_compare:compare", "Is one of two models better?"),
+    "contamination": (
+        "puna.commands.eval_contamination:contamination",
+        "Questions that are in training text.",
+    ),
 }
 
 _Z_95 = 1.96
@@ -96,6 +102,7 @@ class _Group(click.Group):
 @click.group("eval", cls=_Group, invoke_without_command=True)
 @model_options()
 @_choices
+@click.option("--report", "reported", is_flag=True, help="Write a report too (puna eval report).")
 @json_option
 @click.pass_context
 def eval_(
@@ -115,6 +122,7 @@ def eval_(
     seed: int,
     chat: bool,
     max_length: int | None,
+    reported: bool,
     as_json: bool,
 ) -> None:
     """Score a model on benchmarks, as EleutherAI's lm-eval defines them.
@@ -163,6 +171,10 @@ def eval_(
         adapters={},
     )  # fmt: skip
     results = run(settings, llm, folder, _watch)
+    if reported:
+        from puna.commands.eval_report import written_report
+
+        written_report([folder], folder)
     if as_json:
         table = {title: dataclasses.asdict(cell) for title, cell in _table(results).items()}
         click.echo(json.dumps(dataclasses.asdict(results) | {"table": table}))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,16 +29,16 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """
     if out is None and len(runs) > 1:
         raise ValueError("several runs need --out, the folder of their report")
-    folder = out or runs[0]
-    values = written_report(runs, folder)
+    values = written_report(runs, out or runs[0])
     if as_json:
         click.echo(json.dumps(values))
-    click.echo(f"report: {folder / 'report.html'}", err=True)
 
 
-def written_report(runs: tuple[Path, ...], folder: Path) -> dict[str, object]:
-    """Writes the report of `runs` into `folder`; what it says, for programs."""
+def written_report(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Writes the report of `runs` into `folder`, and says so; returns it for programs."""
     from puna.evaluate.report.collect import as_json
     from puna.evaluate.report.files import write_report
 
-    return as_json(write_report(runs, folder))
+    report = write_report(runs, folder)
+    click.echo(f"report: {folder / 'report.html'}", err=True)
+    return as_json(report)
