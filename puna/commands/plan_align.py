@@ -71,7 +71,7 @@ def align(as_json: bool, model: str, stages: tuple[str, ...], **given: Any) -> N
     cluster = cluster_of(**{name: given[name] for name in names})
     work = Work(**{field.name: given[field.name] for field in fields(Work)})
     windows = max(_FEW, cluster.count)
-    training, _, layout = healthy(Run(config, Kernels(cluster), windows))
+    training, _, layout, _ = healthy(Run(config, Kernels(cluster), windows))
     rig = make_rig(config, cluster, training)
     found = plan_align(rig, work, stages or tuple(STAGES))
     total = sum(stage.gpu_hours for stage in found)

@@ -12,7 +12,7 @@ import click
 from puna.commands.cache import cache_folder
 from puna.commands.options import json_option
 from puna.commands.plan_shared import seconds, show_json
-from puna.commands.render import human_bytes, human_count
+from puna.commands.render import human_bytes
 from puna.config import PRESETS
 from puna.plan import machine
 from puna.plan.fit import Fit
@@ -119,10 +119,9 @@ def _show(device: Device, count: int, rows: list[Fit]) -> None:
     name = device.words if device.name == machine.THIS else device.name
     console.print(f"[bold]{count} x {name}, {memory} of memory each, {speed}[/bold]")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    left = ("model", "format")
-    titles = ("parameters", "weights", "tokens/s", "first token", "users", "training tokens/s")
-    for title in (left[0], titles[0], left[1], *titles[1:]):
-        table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
+    for title in ("model", "format", "weights", "tokens/s", "first token", "users", "trains at"):
+        named = title in ("model", "format")
+        table.add_column(title, justify="left" if named else "right", no_wrap=True)
     for row in rows:
         training = "-" if row.training is None else f"{row.training:,.0f}"
         cells = ("none fits", *("-",) * 4)
@@ -135,5 +134,5 @@ def _show(device: Device, count: int, rows: list[Fit]) -> None:
                 seconds(row.first_token_seconds),
                 f"{row.users:,}",
             )
-        table.add_row(row.model, human_count(row.parameters), *cells, training)
+        table.add_row(row.model, *cells, training)
     console.print(table)

@@ -21,7 +21,16 @@ from puna.commands.render import facts_table
 from puna.plan.compute import Kernels
 from puna.plan.failures import GPU_HOURS_PER_FAILURE, RESTART_SECONDS
 from puna.plan.layout import Layout
-from puna.plan.run import Faults, Point, SimulatedRun, healthy, scaling, simulate_run
+from puna.plan.run import (
+    Faults,
+    Healthy,
+    Overlap,
+    Point,
+    SimulatedRun,
+    healthy,
+    scaling,
+    simulate_run,
+)
 from puna.plan.search import Run
 from puna.plan.simulate import Spread
 
@@ -67,7 +76,7 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
         given["mtbf"], given["restart"], given["save"],
         Spread(given["spread"], given["spread"] / 2, given["slow"]),
     )  # fmt: skip
-    each, shape, layout = healthy(run)
+    each, shape, layout, overlap = healthy(run)
     cluster, window = run.kernels.cluster, run.model.context_length
     found = simulate_run(
         run.model, given["tokens"], run.batch_size * window, cluster.count, cluster.per_node,
@@ -81,9 +90,9 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
         plot_scaling({name: points}, plot, "How the run scales")
     if as_json:
         curve = {"scaling": [asdict(point) for point in points]} if points else {}
-        show_json(found.to_dict() | {"layout": layout} | curve)
+        show_json(found.to_dict() | {"layout": layout, "collectives": overlap._asdict()} | curve)
         return
-    _show(given["model"], layout, each, found)
+    _show(given["model"], layout, each, overlap, found)
     if plot is not None:
         click.echo(f"{len(points)} numbers of GPUs drawn in {plot}")
 
@@ -105,7 +114,7 @@ def _scaled(run: Run, faults: Faults, given: dict[str, Any]) -> list[Point]:
     counts = [count for count in counts if count <= 4 * cluster.count]
     with bar("searching layouts", total=len(counts)) as advance:
 
-        def plan_at(count: int) -> tuple[float, Any, str]:
+        def plan_at(count: int) -> Healthy:
             try:
                 kernels = replace(run.kernels, cluster=replace(cluster, count=count))
                 return healthy(replace(run, kernels=kernels, layout=None))
@@ -118,7 +127,7 @@ def _scaled(run: Run, faults: Faults, given: dict[str, Any]) -> list[Point]:
         )  # fmt: skip
 
 
-def _show(model: str, layout: str, each: float, found: SimulatedRun) -> None:
+def _show(model: str, layout: str, each: float, overlap: Overlap, found: SimulatedRun) -> None:
     facts_table(
         f"{model} on {found.devices:,} devices, played through",
         {
@@ -126,6 +135,8 @@ def _show(model: str, layout: str, each: float, found: SimulatedRun) -> None:
             "a step": f"{seconds(found.ideal_seconds)} where all ranks are equal ({each:,.1f} "
             f"tokens/s a device), {seconds(found.step_seconds)} with slow ones "
             f"(+{found.slowest:.1%})",
+            "collectives": f"FSDP gathers and scatters for {seconds(overlap.all)} a step, "
+            f"{seconds(overlap.shown)} of which computing does not hide",
             "bubble": f"{found.bubble:.1%} of the stages' time",
             "checkpoints": f"every {seconds(found.interval)} of work, each "
             f"{seconds(found.reliability.save)}",

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from puna.config import ModelConfig
+from puna.plan.compute import layer_seconds
 from puna.plan.failures import (
     GPU_HOURS_PER_FAILURE,
     RESTART_SECONDS,
@@ -17,7 +18,10 @@ from puna.plan.failures import (
     plan_failures,
     reliability,
 )
-from puna.plan.search import Run
+from puna.plan.memory import layer_parameters
+from puna.plan.network import Group
+from puna.plan.schedule import run_layers
+from puna.plan.search import Found, Run
 from puna.plan.simulate import Spread, expected_maximum, simulate_runs, simulate_steps
 from puna.plan.step import SPREAD
 from puna.plan.train import plan_train
@@ -174,22 +178,64 @@ class Point:
     layout: str
 
 
-def healthy(run: Run) -> tuple[float, Shape, str]:
-    """Of the fastest layout: tokens/s a device while nothing fails and no rank is slower than the
-    others, how ranks share a step, and what the layout is called.
+class Overlap(NamedTuple):
+    """Seconds of a step in which FSDP gathers weights and scatters gradients: all, and those that
+    computing does not hide, event by event."""
 
-    ValueError, saying what would do, where none fits.
-    """
+    all: float
+    shown: float
+
+
+class Healthy(NamedTuple):
+    """The fastest layout while nothing fails and no rank is slower than the others: tokens/s a
+    device, how ranks share a step, what the layout is called, its collectives."""
+
+    each: float
+    shape: Shape
+    layout: str
+    overlap: Overlap
+
+
+def healthy(run: Run) -> Healthy:
+    """The fastest layout; ValueError, saying what would do, where none fits."""
     _, found = plan_train(run, 1.0)
     choice = found.choice
     layout = choice.layout
     shape = Shape(layout.pp, layout.tp * layout.cp, choice.num_pieces)
     slowest = SPREAD * expected_maximum(run.kernels.cluster.count)
-    return found.tokens_per_second * (1 + slowest), shape, str(layout)
+    each = found.tokens_per_second * (1 + slowest)
+    return Healthy(each, shape, str(layout), overlap(run, found))
 
 
-# tokens/s a device, shape, what to call the layout; ValueError where nothing fits
-PlanAt = Callable[[int], tuple[float, Shape, str]]
+def overlap(run: Run, found: Found) -> Overlap:
+    """A step's collectives, played through a layer at a time: forward, then backward.
+
+    A pipeline's stages gather before their first piece and scatter after their last: all is shown.
+    """
+    config, choice, cluster = run.model, found.choice, run.kernels.cluster
+    layout, layers = choice.layout, config.num_layers // choice.layout.pp
+    block = layer_parameters(config) / layout.tp
+    shards = Group(cluster, layout.fsdp * layout.cp, layout.tp)
+    replicas = Group(cluster, layout.dp, layout.tp * layout.fsdp * layout.cp)
+    gather = shards.gather(2 * block)
+    scatter = shards.gather(4 * block) + replicas.sum(4 * block / shards.size)
+    if layout.pp > 1:
+        return Overlap(layers * (gather + scatter), layers * (gather + scatter))
+    times = layer_seconds(
+        run.kernels, config, choice.micro_batch_size, layout.tp, layout.cp, choice.recompute
+    )
+    talk = (found.step.tensor + found.step.context) / (choice.num_pieces * layers)
+    forward = times.forward + talk / 3
+    backward = times.backward + times.again + talk * 2 / 3
+    shown = run_layers([forward] * layers, [gather] * layers, [0.0] * layers)
+    shown += run_layers([backward] * layers, [gather] * layers, [scatter] * layers)
+    shown -= layers * (forward + backward)
+    every = choice.num_pieces * layers * (2 * gather + scatter)
+    return Overlap(every, choice.num_pieces * shown)
+
+
+# ValueError where nothing fits
+PlanAt = Callable[[int], Healthy]
 
 
 def scaling(
@@ -207,7 +253,7 @@ def scaling(
     found = []
     for count in sorted(set(counts)):
         try:
-            each, shape, layout = plan_at(count)
+            each, shape, layout, _ = plan_at(count)
             run = simulate_run(
                 config, tokens, batch_tokens, count, per_node, each, shape, faults, seed, runs
             )

@@ -14,9 +14,10 @@ from puna.plan.compute import Kernels
 from puna.plan.failures import expected_seconds
 from puna.plan.hardware import Cluster, device
 from puna.plan.plot import plot_scaling
-from puna.plan.run import Faults, Point, Shape, healthy, scaling, simulate_run
+from puna.plan.run import Faults, Healthy, Overlap, Point, Shape, healthy, scaling, simulate_run
 from puna.plan.search import Run
 from puna.plan.simulate import Spread, expected_maximum
+from puna.plan.train import plan_train
 
 CONFIG = preset("70b")
 NOTHING = Faults(gpu_hours=1e15, spread=Spread(0, 0))
@@ -46,17 +47,21 @@ def test_faults_make_it_longer_by_what_the_formulas_say() -> None:
 
 def test_a_plans_layout_is_played_through() -> None:
     run = Run(preset("7b"), Kernels(Cluster(device("a100-80g"), 64)), 1024)
-    each, shape, layout = healthy(run)
+    each, shape, layout, collectives = healthy(run)
     assert each > 0 and "fsdp" in layout
     assert 64 % (shape.stages * shape.ways) == 0
+    assert 0 < collectives.shown <= collectives.all
+    # the formula of `step.py` agrees with playing it through, but for the first and last layer
+    step = plan_train(run, 1.0)[1].step
+    assert collectives.shown <= step.data + collectives.all / 16
     with pytest.raises(ValueError, match="would do"):
         healthy(Run(CONFIG, Kernels(Cluster(device("a100-80g"), 1)), 1024))
 
 
-def plan_at(count: int) -> tuple[float, Shape, str]:
+def plan_at(count: int) -> Healthy:
     if count < 16:
         raise ValueError("too few")
-    return 300.0 * (1 - count / 10_000), Shape(1, 8, 1), "tp=8"
+    return Healthy(300.0 * (1 - count / 10_000), Shape(1, 8, 1), "tp=8", Overlap(1.0, 0.5))
 
 
 def test_scaling_leaves_out_what_has_no_plan(tmp_path: Path) -> None:
