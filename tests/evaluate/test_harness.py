@@ -245,6 +245,15 @@ def test_means_by_group_and_by_question() -> None:
     assert other.metrics["acc_by_group"] == result.score
 
 
+def test_a_group_of_one_question_is_not_certain() -> None:
+    task = dataclasses.replace(TASKS["mmlu"], parts={"a": "x", "b": "y"})
+    samples = [Sample(g, "", "", "", {"acc": v}, group=g) for g, v in (("a", 1.0), ("b", 0.0))]
+    result = result_of(task, samples, shots=5, notes=())
+    # The deviation of both is sqrt(1/2), of each group too; of their mean 1/2.
+    assert result.groups["a"] == Score(1.0, pytest.approx(0.5**0.5), 1)
+    assert result.score == Score(0.5, pytest.approx(0.5), 2)
+
+
 def test_the_command(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

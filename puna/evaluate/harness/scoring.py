@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from puna.evaluate.results import Sample, Score, TaskResult
@@ -77,7 +78,7 @@ def result_of(
             continue  # of some groups only, such as AGIEval's that have choices
         by_question = _score([sample.metrics[name] for sample in samples])
         own = {
-            group: _score([sample.metrics[name] for sample in each])
+            group: _of_group([sample.metrics[name] for sample in each], by_question)
             for group, each in by_group.items()
         }
         metrics[name] = by_question
@@ -101,6 +102,14 @@ def _score(values: Sequence[float]) -> Score:
     """Mean and standard error, from the deviation of the sample as in lm-eval."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Score(statistics.fmean(values), error, len(values))
+
+
+def _of_group(values: Sequence[float], all_: Score) -> Score:
+    """A group's figure; one question shows no deviation: that of all questions stands for it."""
+    score = _score(values)
+    if len(values) > 1:
+        return score
+    return replace(score, stderr=all_.stderr * math.sqrt(all_.questions))
 
 
 def _mean_of(scores: Sequence[Score]) -> Score:
