@@ -23,7 +23,7 @@ _REWARD = {"learning_rate": 7e-4, "batch_size": 32}
 _PPO = {
     "iterations": 16, "iteration_size": 256, "answers_per_prompt": 4, "batch_size": 64,
     "micro_batch_size": 32, "learning_rate": 5e-5, "beta": 0.05, "evaluate_every": 2,
-    "patience": 0, "max_tokens": 64, "held_out": 192, "chosen_by": "gold",
+    "patience": 0, "max_tokens": 64, "held_out": 512, "chosen_by": "gold",
 }  # fmt: skip
 
 VERSIONS = (
