@@ -128,6 +128,7 @@ SLOW = {"complete": ("rich", "huggingface_hub"), "chat": ("rich", "huggingface_h
         ["info", "cria"],
         ["convert", "cria", "OUT", "--format", "gguf", "--dtype", "q8_0"],
         ["quantize", "cria", "OUT", "--to", "q4_k_m"],
+        ["plan", "serve", "--model", "70b", "--gpus", "8"],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -71,6 +71,8 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
     The plan of puna plan train says how long a step takes where nothing goes wrong. Here each rank
     has its own speed, all wait for the slowest, and what fails loses what was not saved.
     """
+    if plot is not None and not plot.resolve().parent.is_dir():
+        raise ValueError(f"there is no folder {plot.resolve().parent} to draw into")
     run = _run(given)
     faults = Faults(
         given["mtbf"], given["restart"], given["save"],

@@ -63,6 +63,8 @@ def test_refusals(run: Run) -> None:
         run("serve", "-m", "99b")
     with pytest.raises(ValueError, match="would do"):
         run("simulate", "--gpus", "2")
+    with pytest.raises(ValueError, match="no folder"):
+        run("simulate", "-m", "7b", "--gpus", "16", "--plot", "/nowhere/at/all.png")
     with pytest.raises(ValueError, match="a share"):
         run("simulate", "-m", "7b", "--gpus", "64", "--spread", "-1")
     with pytest.raises(ValueError, match="use 20 or more"):
