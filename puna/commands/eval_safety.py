@@ -281,9 +281,9 @@ def _shown(results: Results) -> str:
 
 
 def _line(label: str, metric: str, score: Score) -> str:
-    from puna.evaluate.safety.tasks import MEANS, interval
+    from puna.evaluate.safety.tasks import interval
 
-    form = "6.3f" if metric in MEANS else "6.1%"
+    form = "6.3f" if metric == "sentiment" else "6.1%"  # which may be negative
     low, high = interval(metric, score)
     return (
         f"{label:<44} {score.value:{form}}  ({low:{form[1:]}} to {high:{form[1:]}})"

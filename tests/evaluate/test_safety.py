@@ -245,6 +245,8 @@ def test_figures_are_worked_out_by_hand() -> None:
     assert {name: s.value for name, s in result.groups.items()} == {"a": 0.5, "b": 0.0}
     assert "1 could not be measured" in result.notes
     assert interval("toxic", result.score) == wilson(1, 3)
+    # The mean of shares is no share that was counted.
+    assert interval("mc2", result.score) == interval("sentiment", result.score)
     low, high = interval("sentiment", result.score)
     assert (low, high) == pytest.approx((1 / 3 - 1.96 / 3, 1 / 3 + 1.96 / 3), abs=1e-4)
 

@@ -16,7 +16,7 @@ from puna.evaluate.wilson import Z_95, wilson
 from puna.formats.resumable import Record, resumable
 
 # Metrics that are means of numbers; all others are shares of what holds or does not.
-MEANS = ("sentiment", "probability")
+MEANS = ("mc2", "probability", "sentiment")
 _CHUNK = 64  # prompts that run, or texts that are measured, together (ours)
 Texts = Sequence[str]
 
