@@ -49,11 +49,11 @@ def layer_parameters(config: ModelConfig) -> int:
 def activation_bytes(config: ModelConfig, recompute: str, tp: int = 1) -> float:
     """What one layer keeps of one position for the backward pass, in a rank of `tp`.
 
-    "none": both norms' fp32 inputs and normalised values, what the matrices are multiplied with,
-    attention's inputs, outputs and log-sums, the gate's three factors. "selective": the layer's
-    input and the results of its products and of attention. "full": its input. Between the matrices
-    ranks of a tensor group have a share of the positions each, what the first matrices take is
-    whole (arXiv 2205.05198).
+    "none": both norms' fp32 inputs, scales and normalised values, what the matrices are multiplied
+    with, attention's inputs, outputs and log-sums, the gate's three factors. "selective": the
+    layer's input and the results of its products and of attention. "full": its input. Between the
+    matrices ranks of a tensor group have a share of the positions each, what the first matrices
+    take is whole (arXiv 2205.05198).
     """
     dim, kv, ffn = config.dim, config.kv_dim, config.ffn_dim
     attention = 4 * dim + 4 * kv + 4 * config.num_heads
@@ -62,7 +62,7 @@ def activation_bytes(config: ModelConfig, recompute: str, tp: int = 1) -> float:
     if recompute == "selective":
         scattered = 4 * dim / tp if tp > 1 else 0
         return (2 * dim + attention + 4 * ffn) / tp + 4 * dim + scattered
-    return (12 * dim + attention + 8 * ffn) / tp + 4 * dim
+    return (12 * dim + 8 + attention + 8 * ffn) / tp + 4 * dim
 
 
 def rank_memory(

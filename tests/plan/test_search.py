@@ -48,8 +48,8 @@ def exhaustive(run: Run) -> Found | None:
         (SMALL, "a100-80g", 1, 8),
         (SMALL, "h100-80g", 8, 16),
         (preset("7b"), "a100-40g", 8, 16),  # memory decides
-        (preset("13b"), "rtx-4090", 12, 12),
-        (preset("70b"), "h200", 12, 12),
+        (preset("7b"), "rtx-4090", 8, 8),
+        (preset("34b"), "h200", 8, 8),
         (preset("70b"), "a100-40g", 8, 8),  # nothing fits
     ],
     ids=lambda value: str(value) if isinstance(value, str | int) else "",
