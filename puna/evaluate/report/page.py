@@ -60,7 +60,7 @@ def page(report: Report) -> str:
 def _summary(report: Report) -> Markup:
     questions = sum(t.score.questions for run in report.runs for t in run.results.tasks)
     seconds = sum(run.results.seconds for run in report.runs)
-    suites = dict.fromkeys(run.results.suite for run in report.runs)
+    suites = dict.fromkeys(run.results.suite or "chosen tasks" for run in report.runs)
     return figures(
         (
             (", ".join(suites), "suite"),
