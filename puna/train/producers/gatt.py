@@ -54,7 +54,7 @@ def plan(
     if turns is None:
         dialogs = [dialog for dialog in dialogs if len(dialog) >= LEAST_TURNS]
     if not dialogs:
-        raise ValueError("no dialog has two user turns; say how many to put together (turns)")
+        raise ValueError("no dialog has two user turns; put some together: --turns")
     every = [turn for dialog in dialogs for turn in dialog]
     tasks = []
     for number in range(count):

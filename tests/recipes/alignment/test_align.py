@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,22 +60,42 @@ MEMBERS = ("run", "run-2")
 LINES = 24  # of each file that is learned from
 
 
+COMMAND = [sys.executable, "-m", "puna", "align"]
+
+
 def align(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "puna", "align", *map(str, arguments)]
+    command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
-def test_all_stages_of_a_small_alignment(tmp_path: Path) -> None:
-    sources, folder = tmp_path / "sources", tmp_path / "tasks"
+def killed_when_there_is(pattern: str, out: Path, *arguments: str | Path) -> None:
+    """Runs until a file of `out` fits, and kills it there."""
+    command = [*COMMAND, *map(str, arguments), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(path.stat().st_size for path in out.glob(pattern)):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, f"over before there was a {pattern}"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alignment")
+    sources, tasks = folder / "sources", folder / "tasks"
     sources.mkdir()
     write_sources(sources)
-    tiny(folder, sources, 0)
-    for path in folder.glob("*.jsonl"):
+    tiny(tasks, sources, 0)
+    for path in tasks.glob("*.jsonl"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:LINES]))
-    recipe, out = folder / "recipe.toml", tmp_path / "out"
-    recipe.write_text(RECIPE)
+    path = tasks / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_stages_of_a_small_alignment(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     ran = align(recipe, "--out", out, "--max-tokens", "16", "--json")
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
@@ -88,6 +111,22 @@ def test_all_stages_of_a_small_alignment(tmp_path: Path) -> None:
     # Again: nothing is left to do, and the same is told.
     again = align(recipe, "--out", out, "--max-tokens", "16", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == told
+
+    # Killed in the middle of four stages, the same command comes to the same.
+    other = tmp_path / "other"
+    for stage in ("V1/sft/run/log.jsonl", "V2/reward/run/log.jsonl",
+                  "V2/rejection_sampling/samples.jsonl", "V3/ppo/run/log.jsonl"):  # fmt: skip
+        killed_when_there_is(stage, other, recipe, "--max-tokens", "16")
+    ended = align(recipe, "--out", other, "--max-tokens", "16", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert without_times(json.loads(ended.stdout), other) == without_times(told, out)
+
+
+def without_times(told: dict[str, Any], out: Path) -> Any:
+    """What was told, but for how long it took, and where it lies."""
+    for each in told["stages"]:
+        each.pop("seconds")
+    return json.loads(json.dumps(told).replace(str(out), "OUT"))
 
 
 def test_what_is_asked_is_shown_or_refused_before_anything_begins(tmp_path: Path) -> None:
