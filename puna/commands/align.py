@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
               help="Folder of the alignment; one that was begun is gone on with.")  # fmt: skip
 @click.option("--seed", type=int, help="In place of the recipe's.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=96, show_default=True,
-              help="Of an answer to a held-out prompt.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1),
+              help="Of an answer to a held-out prompt, not the recipe's or 96.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the versions and their stages; begin none.")
 @json_option
 def align(
@@ -38,7 +38,7 @@ def align(
     sources: Path | None,
     out: Path,
     seed: int | None,
-    max_tokens: int,
+    max_tokens: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -52,14 +52,14 @@ def align(
     from puna.recipes.alignment.loop import StoppedError, check, finished, run
     from puna.recipes.alignment.stages import STAGES
 
-    config = _config(recipe, sources, out, seed)
+    config = _config(recipe, sources, out, {"seed": seed, "max_tokens": max_tokens})
     check(config, STAGES)
     if dry_run:
         _show_plan(config.to_dict(), as_json)
         return
     done: list[Done] = []
     try:
-        for each in run(out, config, STAGES, _Terminal(), _measuring(config, max_tokens)):
+        for each in run(out, config, STAGES, _Terminal(), _measuring(config)):
             done.append(each)
             _write_report(out, config, done)
             _say(each)
@@ -77,22 +77,27 @@ def align(
     click.echo(f"try it: puna chat --model {done[-1].state.policy}", err=True)
 
 
-def _config(recipe: str, sources: Path | None, out: Path, seed: int | None) -> AlignConfig:
+def _config(
+    recipe: str, sources: Path | None, out: Path, options: dict[str, int | None]
+) -> AlignConfig:
+    """The alignment that is asked for; options that are given count, not the recipe's."""
     from puna.recipes.alignment.config import read_align_config
     from puna.recipes.alignment.tiny import tiny
 
     if recipe == "tiny" and not Path(recipe).exists():
         if sources is None:
             raise ValueError("the recipe tiny makes its tasks: give --sources DIR")
-        return tiny(out.with_name(f"{out.name}-tasks"), sources, 0 if seed is None else seed)
-    if sources is not None:
+        config = tiny(out.with_name(f"{out.name}-tasks"), sources, options["seed"] or 0)
+    elif sources is not None:
         raise ValueError("--sources is for the recipe tiny; a file says itself where its data is")
-    config = read_align_config(Path(recipe))
-    return config if seed is None else dataclasses.replace(config, seed=seed)
+    else:
+        config = read_align_config(Path(recipe))
+    given: dict[str, Any] = {name: each for name, each in options.items() if each is not None}
+    return dataclasses.replace(config, **given)
 
 
 def _measuring(
-    config: AlignConfig, max_tokens: int
+    config: AlignConfig,
 ) -> Callable[[Context, Path | None], dict[str, Any]]:
     """What measures a new model: its answers to the held-out prompts, where there are any."""
     from puna.recipes.alignment.measure import TEMPERATURES, measured, read_held_out
@@ -109,7 +114,7 @@ def _measuring(
                 held_out,
                 known_scorers(context.state),
                 context.folder,
-                max_tokens=max_tokens,
+                max_tokens=config.max_tokens,
                 advance=advance,
                 before=before,
             )

@@ -72,17 +72,21 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class AlignConfig:
-    """`base` is where every version's fine-tuning begins: a path, a shipped model or a hub's."""
+    """`base` is where every version's fine-tuning begins: a path, a shipped model or a hub's. A new
+    model is measured by answers to held-out prompts of `max_tokens` at most."""
 
     base: str
     data: Data
     versions: tuple[Version, ...]
     seed: int = 0
+    max_tokens: int = 96
 
     def __post_init__(self) -> None:
         names = [version.name for version in self.versions]
         if not names:
             raise ValueError("there is no version; declare one at least, as [[version]]")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be positive, not {self.max_tokens}")
         if "base" in names:
             raise ValueError("no version can be named base: that is where they begin")
         if len(set(names)) < len(names):
@@ -92,6 +96,7 @@ class AlignConfig:
         return {
             "base": self.base,
             "seed": self.seed,
+            "max_tokens": self.max_tokens,
             "data": {
                 name: None if value is None else _shown(value)
                 for name, value in (
@@ -132,10 +137,11 @@ def read_align_config(path: Path) -> AlignConfig:
 
 
 def _config(values: Values, folder: Path) -> AlignConfig:
-    _check_keys(values, {"base", "seed", "data", "version"}, "the file")
-    base, seed = values.get("base", "cria"), values.get("seed", 0)
-    if not isinstance(base, str) or not isinstance(seed, int):
-        raise ValueError("base is a model's name or path, seed a whole number")
+    _check_keys(values, {"base", "seed", "max_tokens", "data", "version"}, "the file")
+    base = values.get("base", "cria")
+    numbers = {name: values[name] for name in ("seed", "max_tokens") if name in values}
+    if not isinstance(base, str) or not all(type(each) is int for each in numbers.values()):
+        raise ValueError("base is a model's name or path, seed a whole number, as is max_tokens")
     versions = values.get("version", [])
     if not isinstance(versions, list):
         raise ValueError("versions are written as [[version]]")
@@ -144,7 +150,7 @@ def _config(values: Values, folder: Path) -> AlignConfig:
         str(local) if local.exists() else base,
         _data(values.get("data", {}), folder),
         tuple(_version(each) for each in versions),
-        seed,
+        **numbers,
     )
 
 

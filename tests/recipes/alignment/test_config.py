@@ -13,6 +13,7 @@ from puna.recipes.alignment.stages import STAGES
 GOOD = """
 base = "cria"
 seed = 3
+max_tokens = 16
 [data]
 sft = ["a.jsonl"]
 prompts = "b.jsonl"
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_recipe_is_read_with_paths_beside_it(folder: Path) -> None:
     read(folder, GOOD)
     config = read_align_config(folder / "recipe.toml")
-    assert (config.base, config.seed) == ("cria", 3)
+    assert (config.base, config.seed, config.max_tokens) == ("cria", 3, 16)
     assert config.data.sft == (folder / "a.jsonl",) and config.data.prompts == folder / "b.jsonl"
     (version,) = config.versions
     assert [name for name, _ in version.folders()] == ["sft", "obedience", "sft-2"]
@@ -51,6 +52,8 @@ def test_a_recipe_is_read_with_paths_beside_it(folder: Path) -> None:
         ('base = "cria"', "base = cria", "is not TOML"),
         ("seed = 3", "sead = 3", "the file has no sead"),
         ("seed = 3", 'seed = "three"', "seed a whole number"),
+        ("max_tokens = 16", "max_tokens = true", "as is max_tokens"),
+        ("max_tokens = 16", "max_tokens = 0", "max_tokens must be positive, not 0"),
         ('"a.jsonl"', '"c.jsonl"', "there is no file .*c.jsonl"),
         ('sft = ["a.jsonl"]', "sft = 3", "sft is paths"),
         ("sft = [", "sfd = [", r"\[data\] has no sfd"),
