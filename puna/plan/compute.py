@@ -30,18 +30,29 @@ _LAUNCH = 4e-6  # s, until a product starts; *ours*
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """How training computes on a cluster's devices: `dtype` of the blocks' products, bf16 or fp8;
-    `compiled` whether what lies between products is fused."""
+    `compiled` whether what lies between products is fused.
+
+    ValueError where the cluster's power leaves nothing for a clock.
+    """
 
     cluster: Cluster
     dtype: str = "bf16"
     compiled: bool = True
+
+    def __post_init__(self) -> None:
+        device, least = self.cluster.device, _STANDING * self.cluster.device.power
+        if self.cluster.power <= least:
+            raise ValueError(
+                f"{device.name} does not compute at {self.cluster.power:g} W; give it more than "
+                f"{least:g}"
+            )
 
     @property
     def clock(self) -> float:
         """What share of its rate a device keeps under the cluster's power."""
         full = self.cluster.device.power
         moving = (self.cluster.power - _STANDING * full) / (full - _STANDING * full)
-        return max(moving, 0.01) ** 0.5
+        return float(moving**0.5)
 
     def rate(self, dtype: str) -> float:
         """FLOP/s that a best-shaped product reaches."""

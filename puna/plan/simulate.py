@@ -13,10 +13,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.plan.failures import Reliability
+from puna.plan.failures import Reliability, expected_seconds
 from puna.plan.schedule import Seconds, run_pipeline
 
-_ENOUGH = 10_000_000  # failures in a simulated run, after which it will not end
+_MOST_FAILURES = 100_000  # of a run that is played through, on the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,12 @@ def simulate_runs(
     """
     if not 0 < work < math.inf or not 0 < interval < math.inf:
         raise ValueError("work and interval must be positive numbers of seconds")
+    failures_expected = expected_seconds(work, interval, reliability) / reliability.mtbf
+    if failures_expected > _MOST_FAILURES:
+        raise ValueError(
+            f"a failure every {reliability.mtbf:,.1f} seconds, {failures_expected:,.3g} in all, is "
+            "too many to play through; use fewer GPUs, or save and start faster"
+        )
     pieces = max(1, math.ceil(work / interval))
     length = work / pieces + reliability.save
     wall, done = np.zeros(runs), np.zeros(runs, np.int64)
@@ -144,6 +150,4 @@ def simulate_runs(
         failures[failed] += 1
         restart[failed] = reliability.restart
         going = failed
-        if failures.max() > _ENOUGH:
-            raise ValueError("such a run does not end; use fewer GPUs, or save and start faster")
     return Runs(wall, failures)

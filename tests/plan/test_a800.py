@@ -7,6 +7,12 @@ import json
 from click.testing import CliRunner
 
 from puna.commands.plan import plan
+from puna.plan.hardware import device
+
+
+def test_the_same_chip_multiplies_as_fast() -> None:
+    for sold_in_china, chip in (("a800-80g", "a100-80g"), ("h800", "h100-80g")):
+        assert device(sold_in_china).matmul == device(chip).matmul
 
 
 def test_a_plan_on_a100s_says_what_a800s_change() -> None:

@@ -136,3 +136,5 @@ def test_nonsense_is_refused() -> None:
         Spread(ranks=-1)
     with pytest.raises(ValueError, match="positive"):
         simulate_runs(0, 1, Reliability(1, 1), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="too many to play through"):
+        simulate_runs(1e6, 10, Reliability(2, 5, 900), np.random.default_rng(0))

@@ -40,6 +40,8 @@ def test_products() -> None:
 
 def test_clocks_follow_power() -> None:
     capped = Kernels(Cluster(device("a100-80g"), 64, power=350))
+    with pytest.raises(ValueError, match="does not compute at 100 W"):
+        Kernels(Cluster(device("a100-80g"), 64, power=100))
     assert KERNELS.clock == 1 and capped.clock == pytest.approx((250 / 300) ** 0.5)
 
 
