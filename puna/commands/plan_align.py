@@ -20,8 +20,8 @@ from puna.commands.render import human_seconds
 from puna.plan.align import PAPER_PPO_SECONDS, STAGES, Rig, Stage, Work, make_rig, plan_align
 from puna.plan.compute import Kernels
 from puna.plan.cost import Cost, cost, rates
-from puna.plan.run import healthy
 from puna.plan.search import Run
+from puna.plan.train import plan_train
 
 _DEFAULTS = Work()
 _HELP = {
@@ -71,13 +71,13 @@ def align(as_json: bool, model: str, stages: tuple[str, ...], **given: Any) -> N
     cluster = cluster_of(**{name: given[name] for name in names})
     work = Work(**{field.name: given[field.name] for field in fields(Work)})
     windows = max(_FEW, cluster.count)
-    training, _, layout, _ = healthy(Run(config, Kernels(cluster), windows))
-    rig = make_rig(config, cluster, training)
+    _, best = plan_train(Run(config, Kernels(cluster), windows), 1.0)
+    layout = str(best.choice.layout)
+    rig = make_rig(config, cluster, best.tokens_per_second)
     found = plan_align(rig, work, stages or tuple(STAGES))
     total = sum(stage.gpu_hours for stage in found)
-    power = cluster.power or cluster.device.power
     money = rates(cluster.device.name, given["price"], given["carbon"], given["pue"])
-    bill = cost(total, power, money)
+    bill = cost(total, cluster.power, money)
     if as_json:
         show_json(
             {
@@ -86,7 +86,7 @@ def align(as_json: bool, model: str, stages: tuple[str, ...], **given: Any) -> N
                 "devices": cluster.count,
                 "device": cluster.device.name,
                 "layout": layout,
-                "tokens_per_second": training,
+                "tokens_per_second": rig.training,
                 "engine_devices": rig.ways,
                 "stages": [stage.to_dict() for stage in found],
                 "cost": bill.to_dict(),
@@ -110,18 +110,15 @@ def _show(model: str, layout: str, rig: Rig, found: list[Stage], bill: Cost) -> 
     )
     parts = list(dict.fromkeys(part for stage in found for part in stage.parts))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    for name in ("times", *parts, "each", "all", "GPU-hours"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
     for stage in found:
-        shares = [
-            f"{stage.parts[part] / stage.each:.0%}" if part in stage.parts else "-"
-            for part in parts
-        ]
-        table.add_row(
-            stage.name, str(stage.times), *shares, seconds(stage.each),
-            human_seconds(stage.each * stage.times), f"{stage.gpu_hours:,.0f}",
-        )  # fmt: skip
+        table.add_column(stage.name, justify="right")
+    table.add_row("times", *(f"{stage.times:,}" for stage in found))
+    for part in parts:
+        table.add_row(part, *(_share(stage, part) for stage in found))
+    table.add_row("each", *(seconds(stage.each) for stage in found))
+    table.add_row("all", *(human_seconds(stage.each * stage.times) for stage in found))
+    table.add_row("GPU-hours", *(f"{stage.gpu_hours:,.0f}" for stage in found))
     console.print(table)
     money = "" if bill.dollars is None else f", {bill.dollars:,.0f} dollars"
     console.print(
@@ -134,3 +131,7 @@ def _show(model: str, layout: str, rig: Rig, found: list[Stage], bill: Cost) -> 
             "on how many GPUs.",
             soft_wrap=True,
         )
+
+
+def _share(stage: Stage, part: str) -> str:
+    return f"{stage.parts[part] / stage.each:.0%}" if part in stage.parts else "-"

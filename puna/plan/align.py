@@ -102,24 +102,16 @@ class Stage:
 def make_rig(config: ModelConfig, cluster: Cluster, training: float) -> Rig:
     """With engines of as few devices as hold the weights and one context.
 
-    ValueError, saying how many devices it takes, where the models of PPO do not fit.
+    ValueError where a node does not hold the model to sample.
     """
     if not training > _SLOWEST:
         raise ValueError(f"training at {training:g} tokens/s a device never ends")
-    asked = (1 + REWARD_MODELS) * _ASKED_BYTES
-    needed = (_TRAINED_BYTES + asked) * config.num_parameters
-    each = _MEMORY_SHARE * cluster.device.memory_bytes
-    if needed > cluster.count * each:
-        raise ValueError(
-            f"policy, reference and {REWARD_MODELS} reward models take {needed / 1e9:,.0f} GB, "
-            f"{cluster.count} x {cluster.device.name} have {cluster.count * each / 1e9:,.0f}; use "
-            f"{-(-needed // each):.0f} or more"
-        )
     stored = weights(config, "bf16")
+    one = Setting(config, stored, cluster.device, 1, config.context_length, 1)
     for ways in range(1, min(cluster.per_node, cluster.count) + 1):
         if cluster.count % ways or config.num_heads % ways:
             continue
-        if Setting(config, stored, cluster.device, ways).most_users:
+        if replace(one, ways=ways).most_users:
             return Rig(config, cluster, training, ways)
     raise ValueError(
         f"one node of {cluster.per_node} x {cluster.device.name} does not hold the model to sample"
@@ -128,15 +120,22 @@ def make_rig(config: ModelConfig, cluster: Cluster, training: float) -> Rig:
 
 def generation_seconds(rig: Rig, sequences: int, prompt: int, answer: int) -> float:
     """Of sampling so many answers, which all engines share; weights are gathered first, once a
-    node, from where training has them. As many sequences run at once as fit, in turns."""
+    node, from where training has them. As many sequences run at once as fit, in turns.
+
+    ValueError where a dialog is longer than the model's context.
+    """
     config, device = rig.config, rig.cluster.device
-    context = min(prompt + answer, config.context_length)
+    if prompt + answer > config.context_length:
+        raise ValueError(
+            f"prompts of {prompt} tokens and answers of {answer} are more than the "
+            f"{config.context_length} of the model's context; choose a smaller --prompt or --answer"
+        )
     stored = weights(config, "bf16")
-    setting = Setting(config, stored, device, rig.ways, context, min(prompt, context))
+    setting = Setting(config, stored, device, rig.ways, prompt + answer, prompt)
     share = -(-sequences // rig.engines)
     at_once = max(1, min(share, setting.most_users))
     turns = share / at_once
-    reading = first_token_seconds(replace(setting, prompt=max(1, min(prompt, context))))
+    reading = first_token_seconds(setting)
     decoding = answer * step_seconds(setting, at_once, context=prompt + answer / 2)
     gathered = 0.0
     if rig.cluster.num_nodes > 1 and rig.cluster.network_rate:
@@ -167,6 +166,7 @@ def _rejection_sampling(rig: Rig, work: Work) -> Stage:
 
 
 def _ppo(rig: Rig, work: Work) -> Stage:
+    _check_memory(rig)
     tokens = work.batch * (work.prompt + work.answer)
     # Reward models, the reference, and the policy with its values, each one forward pass.
     asked = REWARD_MODELS + 2
@@ -178,6 +178,21 @@ def _ppo(rig: Rig, work: Work) -> Stage:
     return Stage("ppo", parts, work.iterations, rig.cluster.count)
 
 
+def _check_memory(rig: Rig) -> None:
+    """ValueError, saying how many devices it takes, where the models of PPO do not fit."""
+    cluster = rig.cluster
+    asked = (1 + REWARD_MODELS) * _ASKED_BYTES
+    needed = (_TRAINED_BYTES + asked) * rig.config.num_parameters
+    each = _MEMORY_SHARE * cluster.device.memory_bytes
+    if needed > cluster.count * each:
+        raise ValueError(
+            f"PPO's policy, reference and {REWARD_MODELS} reward models take "
+            f"{needed / 1e9:,.0f} GB, {cluster.count} x {cluster.device.name} have "
+            f"{cluster.count * each / 1e9:,.0f}; use {-(-needed // each):.0f} or more, or plan "
+            "only the other stages (--stage)"
+        )
+
+
 STAGES: dict[str, Callable[[Rig, Work], Stage]] = {
     "sft": _sft,
     "reward": _reward,
@@ -187,7 +202,10 @@ STAGES: dict[str, Callable[[Rig, Work], Stage]] = {
 
 
 def plan_align(rig: Rig, work: Work, names: tuple[str, ...] = tuple(STAGES)) -> list[Stage]:
-    """The stages asked for, in the order of `STAGES`; ValueError lists them."""
+    """The stages asked for, in the order of `STAGES`.
+
+    ValueError lists the stages there are, or says what does not fit, and what would.
+    """
     for name in names:
         if name not in STAGES:
             raise ValueError(f"no stage '{name}'; there are: {', '.join(STAGES)}")

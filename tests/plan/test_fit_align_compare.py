@@ -109,27 +109,39 @@ def test_generation_decodes_what_the_serve_model_says() -> None:
 
 
 def test_models_of_ppo_that_do_not_fit_are_refused() -> None:
+    rig = make_rig(preset("70b"), Cluster(device("a100-80g"), 16), 323)
+    assert [stage.name for stage in plan_align(rig, Work(), ("sft", "reward"))] == ["sft", "reward"]
     with pytest.raises(ValueError, match="use 20 or more"):
-        make_rig(preset("70b"), Cluster(device("a100-80g"), 8), 323)
+        plan_align(rig, Work())
+    with pytest.raises(ValueError, match="4096 of the model's context"):
+        plan_align(RIG, Work(prompt=4000), ("rejection-sampling",))
     with pytest.raises(ValueError, match="no stage 'dance'"):
         plan_align(RIG, Work(), ("dance",))
     with pytest.raises(ValueError, match="epochs must be positive"):
         Work(epochs=0)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
+def test_models_of_short_contexts_are_aligned_too() -> None:
+    for name in ("tiny", "llama1-65b"):
+        rig = make_rig(preset(name), Cluster(device("a100-80g"), 64), 100)
+        assert plan_align(rig, Work(prompt=200, answer=200))[-1].gpu_hours > 0
+
+
+REQUESTS = given(
     model=st.sampled_from(list(PRESETS)),
     gpu=st.sampled_from(list(DEVICES)),
     count=st.integers(-1, 5000),
     training=st.floats(-1, 1e6) | st.just(math.nan),
-    numbers=st.lists(st.integers(0, 10**7), min_size=11, max_size=11),
+    numbers=st.lists(st.integers(0, 10**7), min_size=9, max_size=9),
+    dialog=st.tuples(st.integers(0, 3000), st.integers(0, 3000)),
 )
-def test_any_alignment_gets_a_plan_or_a_refusal(
-    model: str, gpu: str, count: int, training: float, numbers: list[int]
+
+
+def a_plan_or_a_refusal(
+    model: str, gpu: str, count: int, training: float, numbers: list[int], dialog: tuple[int, int]
 ) -> None:
     try:
-        work = Work(*numbers)
+        work = Work(*numbers, *dialog)
         rig = make_rig(preset(model), Cluster(device(gpu), count), training)
         stages = plan_align(rig, work)
     except ValueError as refused:
@@ -137,6 +149,14 @@ def test_any_alignment_gets_a_plan_or_a_refusal(
         return
     assert [stage.name for stage in stages] == list(STAGES)
     assert all(0 < stage.gpu_hours < math.inf for stage in stages)
+
+
+test_any_alignment_gets_a_plan_or_a_refusal = settings(
+    max_examples=200, deadline=None, derandomize=True
+)(REQUESTS(a_plan_or_a_refusal))
+test_ten_thousand_alignments = pytest.mark.slow(
+    settings(max_examples=10_000, deadline=None)(REQUESTS(a_plan_or_a_refusal))
+)
 
 
 def test_plans_are_compared_by_the_fields_that_differ(tmp_path: Path) -> None:
