@@ -23,7 +23,7 @@ from puna import AsyncLLM
 from puna.engine.statistics import Statistics
 from puna.serve.connections import timed_protocol
 
-PATIENCE = 60.0  # seconds until what must come is given up
+PATIENCE = 200.0  # seconds until what must come is given up
 
 
 @dataclass(frozen=True)

@@ -186,11 +186,16 @@ def test_what_lasts_is_ended_with_all_that_came_of_it(case: str, name: str) -> N
     assert run(NAMED.format(name=name) + text, limits).kind == kind
 
 
-def test_the_end_of_the_caller_ends_all(name: str) -> None:
+def test_the_end_of_the_caller_ends_all(name: str, tmp_path: Path) -> None:
     text = NAMED.format(name=name) + "while True: pass"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(run_module.__file__).parents[3]),
+        "TMPDIR": str(tmp_path),  # who is killed leaves its folder
+    }
     caller = subprocess.Popen(
         [sys.executable, "-c", f"from puna.evaluate.sandbox.run import run; run({text!r})"],
-        env={**os.environ, "PYTHONPATH": str(Path(run_module.__file__).parents[3])},
+        env=environment,
     )
     wait_until(lambda: bool(processes_named(name)))
     caller.send_signal(signal.SIGKILL)
@@ -198,7 +203,7 @@ def test_the_end_of_the_caller_ends_all(name: str) -> None:
     wait_until(lambda: not processes_named(name))
 
 
-def wait_until(condition: object, seconds: float = 60) -> None:
+def wait_until(condition: object, seconds: float = 200) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
