@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def jsonl(path: Path) -> list[Row]:
 
 def comma_separated(path: Path) -> list[dict[str, str]]:
     """Rows by the names in the first line. ValueError where the file is missing."""
-    return list(csv.DictReader(text_of(path).splitlines(keepends=True)))
+    return list(csv.DictReader(io.StringIO(text_of(path), newline="")))
 
 
 def splits_of(part: str, *names: str) -> Callable[[Path], Mapping[str, Splits]]:
