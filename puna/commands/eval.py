@@ -131,6 +131,7 @@ def eval_(
     with its 95 % interval.
     """
     if ctx.invoked_subcommand is not None:
+        _check_no_options(ctx)
         return
     if "list" in tasks:
         _list_tasks(as_json)
@@ -141,6 +142,7 @@ def eval_(
         raise ValueError("this needs lm-eval, which is not installed: pip install 'puna[eval]'")
 
     from puna.commands.models import load, resolve
+    from puna.commands.producers import weights_digest
     from puna.evaluate.harness.running import Settings, run
     from puna.evaluate.tasks.table import task_of
 
@@ -150,8 +152,11 @@ def eval_(
         task_of(name).check()
     for name in left_out:
         click.echo(f"left out: {task_of(name).title}, {_where(data)} has no rows of it", err=True)
+    checkpoint = resolve(model, tokenizer)
     settings = Settings(
         model=model,
+        weights=weights_digest(checkpoint),
+        tokenizer=None if tokenizer is None else str(tokenizer),
         suite="" if tasks else suite or "quick",
         tasks=tuple(dict.fromkeys(names)),
         data=None if data is None else str(data),
@@ -166,10 +171,7 @@ def eval_(
         kv_dtype=kv_dtype,
     )
     folder = out or Path(f"eval-{settings.suite or '-'.join(names)}-{Path(model).stem}")
-    llm = load(
-        resolve(model, tokenizer), device=device, dtype=dtype, kv_dtype=kv_dtype, draft=None,
-        adapters={},
-    )  # fmt: skip
+    llm = load(checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, draft=None, adapters={})
     results = run(settings, llm, folder, _watch)
     if reported:
         from puna.commands.eval_report import written_report
@@ -180,6 +182,14 @@ def eval_(
         click.echo(json.dumps(dataclasses.asdict(results) | {"table": table}))
     else:
         _show(results, folder)
+
+
+def _check_no_options(ctx: click.Context) -> None:
+    """A subcommand has options of its own: those before its name would mean nothing."""
+    for option in ctx.command.params:
+        if ctx.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE:
+            name = ctx.invoked_subcommand
+            raise click.UsageError(f"{option.opts[0]} stands before {name}, which does not see it")
 
 
 @contextlib.contextmanager

@@ -130,14 +130,13 @@ def safety_command(
     jobs = _jobs(data, requests, by, limit, writing, chat)
     writer = open_writer(model, writing)
     jobs = [replace(job, benchmark=_fitting(job.benchmark, writer)) for job in jobs]
+    mc2 = _mc2(writer, data, limit, chat) if data is not None and _has_harness() else None
     settings = begin(out, settings)
     written = [_written(job, writer, out) for job in jobs]
-    tasks = []
-    if data is not None and _has_harness():
-        tasks.append(_mc2(writer, data, out, limit, chat))
+    tasks = [] if mc2 is None else [mc2(out)]
     # Judges and classifiers need not lie in memory beside the model.
     identity = writer.identity
-    del writer
+    del writer, mc2
     tasks += [_measured(each, identity, out) for each in written]
     results = Results(model, "safety", settings, tuple(tasks), time.monotonic() - begun)
     write_results(out, results)
@@ -229,22 +228,30 @@ def _has_harness() -> bool:
     return False
 
 
-def _mc2(writer: Writer, data: Path, out: Path, limit: int | None, chat: bool) -> TaskResult:
-    """TruthfulQA by the likelihoods of its endings, as `puna eval --task truthfulqa_mc2` has it."""
+def _mc2(writer: Writer, data: Path, limit: int | None, chat: bool) -> Callable[[Path], TaskResult]:
+    """TruthfulQA by the likelihoods of its endings, as `puna eval --task truthfulqa_mc2` has it:
+    what runs it into the folder of the results, for the questions are loaded here."""
     from puna.evaluate.harness.answers import Answers
     from puna.evaluate.harness.model import PunaLM
-    from puna.evaluate.harness.running import Settings, quiet, run_task
+    from puna.evaluate.harness.running import Settings, load_task, quiet, run_task
     from puna.evaluate.tasks.table import task_of
 
     name = "truthfulqa_mc2"
+    task = task_of(name)
     settings = Settings(
-        writer.identity["model"], "safety", (name,), str(data), questions=limit, chat=chat
+        writer.identity["model"], "safety", (name,), data=str(data), questions=limit, chat=chat
     )
-    with Answers(out / "answers.jsonl") as answers, quiet():
-        model = PunaLM(writer.llm)
-        samples, result = run_task(task_of(name), settings, model, answers, bar)
-    write_samples(out, name, samples)
-    return result
+    with quiet():
+        parts = load_task(task, settings)
+
+    def run(out: Path) -> TaskResult:
+        with Answers(out / "answers.jsonl") as answers, quiet():
+            model = PunaLM(writer.llm)
+            samples, result = run_task(task, parts, settings, model, answers, bar)
+        write_samples(out, name, samples)
+        return result
+
+    return run
 
 
 def _fitting(benchmark: Benchmark, writer: Writer) -> Benchmark:

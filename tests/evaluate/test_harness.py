@@ -283,8 +283,17 @@ def test_the_command(
     ):
         code, out, err = puna(*given, *arguments)
         assert code == 2 and not out and words in err and len(err.splitlines()) == 1
+    nowhere = ("--data", str(tmp_path), "--task", "arc_challenge", "--out", str(tmp_path / "new"))
+    code, _, err = puna(*nowhere)
+    assert code == 2 and "there is no" in err and not (tmp_path / "new").exists()
+    code, _, err = puna("--limit", "3", "compare", "a", "b")
+    assert code == 2 and "--limit stands before compare" in err
+    with monkeypatch.context() as patch:  # another model lies at the same place
+        patch.setattr("puna.commands.producers.weights_digest", lambda checkpoint: "")
+        code, _, err = puna(*given, "--task", "arc_challenge", "--limit", "3", "--shots", "1")
+    assert code == 2 and "other settings (weights)" in err
     code, out, _ = puna("--task", "list")
-    assert code == 0 and "mmlu             5-shot  acc" in out
+    assert code == 0 and re.search(r"^mmlu +5-shot  acc ", out, re.MULTILINE)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = puna(*given)
     assert code == 2 and "pip install 'puna[eval]'" in err

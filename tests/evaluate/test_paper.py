@@ -17,7 +17,7 @@ from puna.commands.eval import eval_
 from puna.evaluate.harness import running
 from puna.evaluate.harness.answers import Answers
 from puna.evaluate.harness.model import _follows
-from puna.evaluate.harness.running import Settings, quiet, run_task
+from puna.evaluate.harness.running import Settings, load_task, quiet, run_task
 from puna.evaluate.reference import BENCHMARKS, PAPER
 from puna.evaluate.report.collect import cell_of
 from puna.evaluate.results import Results, Score, TaskResult
@@ -108,7 +108,8 @@ def asked(
         with monkeypatch.context() as patch, Answers(tmp_path / f"{right}.jsonl") as answers:
             patch.setattr(running, "load", noted)
             settings = Settings("", "paper", (task.name,), data=str(data), questions=questions)
-            _, result = run_task(task, settings, model, answers, watch)  # type: ignore[arg-type]
+            parts = load_task(task, settings)
+            _, result = run_task(task, parts, settings, model, answers, watch)  # type: ignore[arg-type]
         return result, model
 
     with quiet():

@@ -45,12 +45,14 @@ class Settings:
     all, else so many of each task, drawn by `seed`, spread evenly over its groups. The shots of a
     question are drawn by `seed` too (lm-eval's own is 1234), or are the same for all with
     `shared_shots`. `left_out` are tasks of the suite whose rows are not there. With `chat` prompts
-    are dialogs in Llama 2's format.
+    are dialogs in Llama 2's format. `weights` tells a model from what lay at its place before.
     """
 
     model: str
     suite: str
     tasks: tuple[str, ...]
+    weights: str = ""
+    tokenizer: str | None = None
     data: str | None = None
     shots: int | None = None
     questions: int | None = None
@@ -72,13 +74,16 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     tasks = [task_of(name) for name in settings.tasks]
     for task in tasks:
         task.check()
+    # Before anything is written: rows that are missing or damaged are found here.
+    with quiet():
+        loaded = [load_task(task, settings) for task in tasks]
     values = begin(out, dataclasses.asdict(settings))
     results = []
     with Answers(out / "answers.jsonl") as answers, quiet():
         seed = f"{settings.seed} {len(answers)}"
         model = PunaLM(llm, seed=seed, max_length=settings.max_length)
-        for task in tasks:
-            samples, result = run_task(task, settings, model, answers, watch)
+        for task, parts in zip(tasks, loaded, strict=True):
+            samples, result = run_task(task, parts, settings, model, answers, watch)
             write_samples(out, task.name, samples)
             results.append(result)
     found = Results(
@@ -92,15 +97,28 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
     return found
 
 
-def run_task(
-    task: Task, settings: Settings, model: PunaLM, answers: Answers, watch: Watch
-) -> tuple[list[Sample], TaskResult]:
-    """A task's questions, in order, and its figures."""
-    shots = task.shots if settings.shots is None or not task.shots else settings.shots
+def load_task(task: Task, settings: Settings) -> dict[str, Any]:
+    """lm-eval's task of each group. ValueError where its rows cannot be had."""
     data = None if settings.data is None else Path(settings.data)
-    parts = load(
-        task, data, shots=shots, seed=settings.seed, shared_shots=settings.shared_shots
-    )  # fmt: skip
+    return load(
+        task,
+        data,
+        shots=_shots(task, settings),
+        seed=settings.seed,
+        shared_shots=settings.shared_shots,
+    )
+
+
+def run_task(
+    task: Task,
+    parts: Mapping[str, Any],
+    settings: Settings,
+    model: PunaLM,
+    answers: Answers,
+    watch: Watch,
+) -> tuple[list[Sample], TaskResult]:
+    """The questions of a task, in order, and its figures; `parts` are of `load_task`."""
+    shots = _shots(task, settings)
     chosen = None
     if settings.questions is not None:
         sizes = {group: len(part.task_docs) for group, part in parts.items()}
@@ -140,6 +158,10 @@ def run_task(
                 num_cut += model.is_cut(str(found["arguments"][0][0]))
     notes = _notes(task, settings, shots, num_cut, len(samples), model.max_length)
     return samples, result_of(task, samples, shots=shots, notes=notes)
+
+
+def _shots(task: Task, settings: Settings) -> int:
+    return task.shots if settings.shots is None or not task.shots else settings.shots
 
 
 def _watch_scoring(
