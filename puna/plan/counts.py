@@ -1,4 +1,4 @@
-"""How many parameters, operations and bytes a model is, by formulas.
+"""How many parameters and operations a model is, by formulas.
 
 A token costs 6 N + 12 L d T floating-point operations in training: N parameters that multiply, each
 once forward and twice backward, a multiplication and an addition each; and in each of L layers the
@@ -32,11 +32,6 @@ def flops_per_token(config: ModelConfig) -> int:
 def forward_flops(config: ModelConfig, context: float) -> float:
     """Operations of a token's forward pass that looks at `context` positions: 2 N + 4 L d T."""
     return 2 * multiplying(config) + 4 * config.num_layers * config.dim * context
-
-
-def kv_bytes(config: ModelConfig, value_bytes: float = 2) -> float:
-    """Bytes that the keys and values of one token take in all layers."""
-    return 2 * config.num_layers * config.kv_dim * value_bytes
 
 
 def formula(config: ModelConfig) -> str:

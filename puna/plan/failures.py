@@ -36,12 +36,7 @@ RECORDS: dict[str, Record] = {
         "Llama 3 405B", 16_384, 54, 419,
         "arXiv 2407.21783, section 3.3.4: unexpected interruptions, H100",
     ),
-    "opt": Record(
-        "OPT-175B", 992, 60, 35,
-        "arXiv 2205.01068, section 2.5: at least 35 manual restarts in 2 months, A100",
-    ),
 }  # fmt: skip
-# GPU-hours between failures, of the larger of the two.
 GPU_HOURS_PER_FAILURE = RECORDS["llama3"].hours_per_failure
 # Seconds from a failure to the first new step: noticing it, other machines, loading. *Ours*.
 RESTART_SECONDS = 900.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from puna.config import ModelConfig, preset
-from puna.plan.counts import flops_per_token, formula, forward_flops, kv_bytes
+from puna.plan.counts import flops_per_token, formula, forward_flops
 
 TIED = ModelConfig(8, 1, 2, 2, 16, vocab_size=10, context_length=32, tied=True)
 
@@ -30,8 +30,3 @@ def test_operations_of_a_token() -> None:
 def test_a_forward_pass_is_a_third_of_training() -> None:
     for config in (TIED, preset("70b")):
         assert 3 * forward_flops(config, config.context_length) == flops_per_token(config)
-
-
-def test_keys_and_values() -> None:
-    assert kv_bytes(preset("7b")) == 2 * 32 * 4096 * 2
-    assert kv_bytes(preset("70b"), 1) == 2 * 80 * 1024
