@@ -11,13 +11,13 @@ import click
 
 from puna.commands.cache import cache_folder
 from puna.commands.options import json_option
-from puna.commands.plan_shared import seconds, show_json
+from puna.commands.plan_shared import device_of, seconds, show_json
 from puna.commands.render import human_bytes
 from puna.config import PRESETS
 from puna.plan import machine
 from puna.plan.fit import Fit
 from puna.plan.fit import fit as fits
-from puna.plan.hardware import DEVICES, Device, device, identify
+from puna.plan.hardware import DEVICES, Device, identify
 
 
 @click.command()
@@ -29,7 +29,7 @@ from puna.plan.hardware import DEVICES, Device, device, identify
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="How many of --gpu.")  # fmt: skip
 @click.option("--context", type=click.IntRange(min=1), metavar="N",
-              help="Tokens of a dialog that must fit.  [default: the model's]")  # fmt: skip
+              help="Tokens of a dialog that must fit, or as many as the model takes.")  # fmt: skip
 @json_option
 def fit(
     models: tuple[str, ...],
@@ -47,8 +47,13 @@ def fit(
     for name in models:
         if name not in PRESETS:
             raise ValueError(f"no preset '{name}'; there are: {', '.join(PRESETS)}")
+    if gpu is None:
+        asked = list(_at_hand())
+    else:
+        measured = machine.load(cache_folder()) if gpu == machine.THIS else None
+        asked = [(device_of(gpu), gpus, measured)]
     found = []
-    for row, count, here in _at_hand() if gpu is None else [(device(gpu), gpus, None)]:
+    for row, count, here in asked:
         engine_for = here.engine if here is not None else lambda config, stored: None
         rows = fits(row, count, models or tuple(PRESETS), formats or None, engine_for, context)
         found.append((row, count, rows))

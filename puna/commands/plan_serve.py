@@ -18,7 +18,8 @@ from puna.commands.plan_shared import (
 )
 from puna.commands.render import facts_table, human_bytes, human_count
 from puna.plan.cost import rates
-from puna.plan.serve_plan import DoesNotFitError, ServePlan, plan_serve
+from puna.plan.hardware import DoesNotFitError
+from puna.plan.serve_plan import ServePlan, plan_serve
 from puna.plan.weights import KV_TYPES
 
 

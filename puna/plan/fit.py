@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from puna.config import PRESETS, ModelConfig
 from puna.plan.counts import flops_per_token
-from puna.plan.hardware import Device
+from puna.plan.hardware import Device, DoesNotFitError
 from puna.plan.serve import Engine
-from puna.plan.serve_plan import DoesNotFitError, plan_serve
+from puna.plan.serve_plan import plan_serve
 from puna.plan.weights import Weights, weights
 
 # What is tried, from the best: what a GPU's engine holds, and a CPU's.

@@ -117,6 +117,10 @@ _ROWS: tuple[Device, ...] = (
 DEVICES: dict[str, Device] = {row.name: row for row in _ROWS}
 
 
+class DoesNotFitError(ValueError):
+    """What the devices cannot hold or do; the message says why, and what would."""
+
+
 def device(name: str) -> Device:
     """The row called `name`; ValueError lists what there is."""
     if name not in DEVICES:

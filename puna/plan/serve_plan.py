@@ -8,7 +8,7 @@ from typing import Any
 
 from puna.config import ModelConfig
 from puna.plan.cost import Rates
-from puna.plan.hardware import Device
+from puna.plan.hardware import Device, DoesNotFitError
 from puna.plan.serve import (
     MEMORY_SHARE,
     Engine,
@@ -24,10 +24,6 @@ from puna.plan.weights import Weights, kv_bytes, weights
 # What is proposed to who has too little memory, from the best; None fills no row of this kind.
 SMALLER = {"gpu": ("int8", "int4"), "cpu": ("f16", "q8_0", "q6_k", "q5_k", "q4_0", "q3_k", "q2_k")}
 _MOST_DEVICES = 1024  # that are looked through for what would fit
-
-
-class DoesNotFitError(ValueError):
-    """A model that the devices cannot hold; its message says what they could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +144,8 @@ def _possible(config: ModelConfig, device: Device, devices: int, ways: int | Non
     if ways is not None:
         if devices % ways or ways > device.per_node:
             raise ValueError(
-                f"{ways} devices a model are none of {devices} in nodes of {device.per_node}"
+                f"{ways} devices cannot share a model on {devices} in nodes of {device.per_node}; "
+                "choose a divisor of the number of devices, of one node at most"
             )
         return [ways]
     return [
@@ -161,7 +158,7 @@ def _possible(config: ModelConfig, device: Device, devices: int, ways: int | Non
 def _too_large(setting: Setting, devices: int) -> str:
     """By how much, and what would fit: another format, a shorter context, more devices."""
     missing = setting.user_bytes - setting.free_bytes
-    share = "" if setting.ways == 1 else f" (a {setting.ways}th of each)"
+    share = "" if setting.ways == 1 else f" (1/{setting.ways} of the weights)"
     said = (
         f"weights in {setting.weights.name} and one context of {setting.context} take "
         f"{_gb(setting.weights.total / setting.ways + setting.user_bytes)} of each "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from puna.config import ModelConfig
 from puna.plan.counts import flops_per_token
-from puna.plan.hardware import DEVICES, Cluster
+from puna.plan.hardware import DEVICES, Cluster, DoesNotFitError
 from puna.plan.layout import check_data, check_model, check_pieces
 from puna.plan.search import Found, Run, choices, least_memory, search
 
@@ -57,10 +57,6 @@ class TrainPlan:
 def mfu(model: ModelConfig, cluster: Cluster, tokens_per_second: float, dtype: str) -> float:
     """Of a device that trains so many tokens a second, over its peak in `dtype`."""
     return tokens_per_second * flops_per_token(model) / cluster.device.peak(dtype)
-
-
-class DoesNotFitError(ValueError):
-    """A run that its cluster cannot do; the message says why, and what would."""
 
 
 def plan_train(run: Run, tokens: float) -> tuple[TrainPlan, Found]:

@@ -81,6 +81,10 @@ def test_this_machine_serves_and_fits(run: Run) -> None:
     fits = {(line["model"], line["format"]) for line in here["fits"]}
     assert ("tiny", "q8_0") in fits and ("70b", None) in fits
     assert "A CPU" in run("fit", "-m", "tiny")
+    (named,) = json.loads(run("fit", "-m", "tiny", "-m", "70b", "--gpu", "this", "--json"))[
+        "devices"
+    ]
+    assert named == here
 
 
 def test_a_run_is_played_and_drawn(run: Run, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from puna import catalog
 from puna.config import preset
 from puna.plan.compute import Kernels
-from puna.plan.hardware import Cluster, device
+from puna.plan.hardware import Cluster, DoesNotFitError, device
 from puna.plan.layout import Layout
 from puna.plan.search import Found, Run
-from puna.plan.train import DoesNotFitError, TrainPlan, plan_train
+from puna.plan.train import TrainPlan, plan_train
 
 
 def a_run(name: str, gpu: str, count: int, batch_size: int = 1024, power: float = 0.0) -> Run:
