@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 def bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
     """A bar over `total` things (unknown if None); call the yielded function for each one done."""
     console = Console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         yield lambda: progress.advance(task)
@@ -44,7 +49,12 @@ def bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
 def amount_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over an amount; call the yielded function with each part of it that is done."""
     console = Console(stderr=True)
-    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
@@ -55,7 +65,7 @@ def download_bar(label: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes, with their speed; call the yielded function with each number that came."""
     console = Console(stderr=True)
     columns = (
-        TextColumn(label),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
