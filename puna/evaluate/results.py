@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,9 @@ def _task(values: dict[str, Any]) -> TaskResult:
     metrics, groups = ({k: Score(**v) for k, v in values[name].items()} for name in scores)
     notes = tuple(plain.pop("notes"))
     task = TaskResult(**plain, metrics=metrics, groups=groups, notes=notes)
+    # It becomes a file's name, and results may come from anyone.
+    if not re.fullmatch(r"\w[\w.-]*", task.task):
+        raise ValueError(f"{task.task!r} is no task's name")
     if task.metric not in metrics:
         raise ValueError(f"{task.task} has no {task.metric}")
     return task

@@ -53,6 +53,13 @@ def test_a_metric_that_counts_must_be_there(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_a_tasks_name_leads_to_no_other_folder(tmp_path: Path) -> None:
+    task = dataclasses.replace(ARC, task="../arc")
+    write_results(tmp_path, Results("m", "s", {}, (task,), 0.0))
+    with pytest.raises(ValueError, match="is no task's name"):
+        read_results(tmp_path)
+
+
 def test_no_results(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no results\.json"):
         read_results(tmp_path)
