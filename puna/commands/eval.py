@@ -216,7 +216,7 @@ def _list_tasks(as_json: bool) -> None:
 
 
 def _show(results: Results, folder: Path) -> None:
-    from puna.evaluate.report.means import mean_of_groups
+    from puna.evaluate.means import mean_of_groups
 
     table = [(title, cell.score, _remark(cell)) for title, cell in _table(results).items()]
     titles = [*(task.title for task in results.tasks), *(row[0] for row in table)]

@@ -1,8 +1,9 @@
-"""Means of scores, with the errors that come of theirs, and where scores lie."""
+"""Means of figures and of scores, their standard errors, and where scores lie."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from puna.evaluate.results import Score
@@ -18,9 +19,20 @@ def range_of(metric: str) -> tuple[float, float]:
     return RANGES.get(metric, _SHARE)
 
 
+def mean_of(values: Sequence[float]) -> Score:
+    """The mean, with the standard error from the deviation of the sample, as in lm-eval.
+
+    One value shows no deviation: its error is 0. Of no values the score is 0 of 0 questions.
+    """
+    if not values:
+        return Score(0.0, 0.0, 0)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Score(statistics.fmean(values), error, len(values))
+
+
 def mean_of_groups(scores: Sequence[Score]) -> Score:
-    """Each score counts the same, however many questions are behind it."""
-    return _weighted(scores, [1] * len(scores))
+    """Each score counts the same, however many questions are behind it, if any."""
+    return _weighted(scores, [int(score.questions > 0) for score in scores])
 
 
 def mean_of_questions(scores: Sequence[Score]) -> Score:
@@ -36,7 +48,7 @@ def interval(score: Score, metric: str = "") -> tuple[float, float]:
 
 
 def _weighted(scores: Sequence[Score], weights: Sequence[int]) -> Score:
-    total = sum(weights)
+    total = sum(weights) or 1  # 0 where nothing was measured
     value = sum(w * s.value for w, s in zip(weights, scores, strict=True)) / total
     error = (
         math.sqrt(sum((w * s.stderr) ** 2 for w, s in zip(weights, scores, strict=True))) / total

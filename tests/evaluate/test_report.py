@@ -11,9 +11,9 @@ import pytest
 
 from puna.evaluate.contamination.check import AtLength, Contamination, TaskContamination
 from puna.evaluate.contamination.subsets import Subset
+from puna.evaluate.means import interval, mean_of_groups, mean_of_questions
 from puna.evaluate.report.collect import collect
 from puna.evaluate.report.files import write_report
-from puna.evaluate.report.means import interval, mean_of_groups, mean_of_questions
 from puna.evaluate.report.page import page
 from puna.evaluate.report.wording import points, split_samples
 from puna.evaluate.results import Score
@@ -48,6 +48,9 @@ def test_means_by_hand() -> None:
     # (1 + 1.5) / 4; errors 0.3 and 1.2 of the sums, 3 * 0.4.
     error = (0.3**2 + 1.2**2) ** 0.5 / 4
     assert mean_of_questions(scores) == Score(0.625, pytest.approx(error), 4)
+    none = Score(0.0, 0.0, 0)  # a group of which nothing could be measured
+    assert mean_of_groups([*scores, none]) == mean_of_groups(scores)
+    assert mean_of_groups([none]) == mean_of_questions([none]) == none
     assert interval(Score(0.5, 0.1, 10)) == pytest.approx((0.304, 0.696), abs=1e-4)
     assert interval(Score(0.01, 0.1, 10))[0] == 0.0
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from puna.evaluate.means import mean_of, mean_of_groups
 from puna.evaluate.results import Sample, Score, TaskResult
 from puna.evaluate.tasks.task import Task
 
@@ -76,7 +76,7 @@ def result_of(
     for name in samples[0].metrics:
         if not all(name in sample.metrics for sample in samples):
             continue  # of some groups only, such as AGIEval's that have choices
-        by_question = _score([sample.metrics[name] for sample in samples])
+        by_question = mean_of([sample.metrics[name] for sample in samples])
         own = {
             group: _of_group([sample.metrics[name] for sample in each], by_question)
             for group, each in by_group.items()
@@ -85,7 +85,7 @@ def result_of(
         if len(own) > 1:
             if name == task.metric:
                 groups = own
-            mean = _mean_of(list(own.values()))
+            mean = mean_of_groups(list(own.values()))
             metrics[name] = mean if task.mean_of_groups else by_question
             other = "by_question" if task.mean_of_groups else "by_group"
             metrics[f"{name}_{other}"] = by_question if task.mean_of_groups else mean
@@ -98,22 +98,9 @@ def result_of(
     return TaskResult(task.name, task.title, shots, task.metric, metrics, groups, notes)
 
 
-def _score(values: Sequence[float]) -> Score:
-    """Mean and standard error, from the deviation of the sample as in lm-eval."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Score(statistics.fmean(values), error, len(values))
-
-
 def _of_group(values: Sequence[float], all_: Score) -> Score:
     """A group's figure; one question shows no deviation: that of all questions stands for it."""
-    score = _score(values)
+    score = mean_of(values)
     if len(values) > 1:
         return score
     return replace(score, stderr=all_.stderr * math.sqrt(all_.questions))
-
-
-def _mean_of(scores: Sequence[Score]) -> Score:
-    """The mean of independent figures, each counting the same."""
-    error = math.sqrt(sum(score.stderr**2 for score in scores)) / len(scores)
-    value = statistics.fmean(score.value for score in scores)
-    return Score(value, error, sum(score.questions for score in scores))

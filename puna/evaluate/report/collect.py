@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from puna.evaluate.contamination.check import Contamination, read_contamination
+from puna.evaluate.means import interval, mean_of_groups, mean_of_questions
 from puna.evaluate.reference import BENCHMARKS, MODELS, SOURCES, Benchmark, Model, Part
-from puna.evaluate.report.means import interval, mean_of_groups, mean_of_questions
 from puna.evaluate.results import Results, Sample, Score, TaskResult, read_results, read_samples
 
 _CHOSEN = ("acc", "acc_norm")  # metrics of an ending that is chosen, which chance gets right too

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from puna.evaluate.contamination.check import AtLength, Contamination, TaskContamination
 from puna.evaluate.contamination.subsets import SUBSETS
+from puna.evaluate.means import interval, range_of
 from puna.evaluate.reference import MODELS, SOURCES, TRUTHFULQA
 from puna.evaluate.report.collect import Report, Run, groups_of, task_titles
-from puna.evaluate.report.means import interval, range_of
 from puna.evaluate.report.wording import (
     MEANS,
     NONE,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from puna.evaluate.means import RANGES, interval, range_of
 from puna.evaluate.report.collect import Report, groups_of
-from puna.evaluate.report.means import RANGES, interval, range_of
 from puna.evaluate.report.wording import name_of
 from puna.evaluate.results import Score
 from puna.formats.files import atomic_file

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from puna.evaluate.contamination.subsets import Subset
+from puna.evaluate.means import RANGES, interval, mean_of_groups, mean_of_questions, range_of
 from puna.evaluate.reference import Model
 from puna.evaluate.report.collect import Report, Run, task_titles
-from puna.evaluate.report.means import RANGES, interval, mean_of_groups, mean_of_questions, range_of
 from puna.evaluate.results import Sample, Score, TaskResult
 
 _LESS_IS_BETTER = ("toxic", "false_refusal")
@@ -30,6 +30,8 @@ def points(share: float) -> str:
 
 def measured(score: Score, metric: str = "") -> str:
     """A score with its standard error: a share in per cent, another figure as it is."""
+    if not score.questions:
+        return NONE
     if metric in RANGES:
         return f"{score.value:.2f} ± {score.stderr:.2f}"
     return f"{100 * score.value:.1f} ± {100 * score.stderr:.1f}"
@@ -37,6 +39,8 @@ def measured(score: Score, metric: str = "") -> str:
 
 def ranged(score: Score, metric: str = "") -> str:
     """The 95 % interval of a score, likewise."""
+    if not score.questions:
+        return NONE
     low, high = interval(score, metric)
     if metric in RANGES:
         return f"{low:.2f} to {high:.2f}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from puna.data.text import records
+from puna.evaluate.means import mean_of
 from puna.evaluate.replies import Prompt
 from puna.evaluate.results import Sample, Score, TaskResult, read_samples
 from puna.evaluate.wilson import Z_95, wilson
@@ -140,11 +140,7 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], measured_by: str) -
 
 def score(metrics: Sequence[Mapping[str, float]], name: str) -> Score:
     """The mean of a metric where it is there, and its standard error."""
-    values = [each[name] for each in metrics if name in each]
-    count = len(values)
-    mean = math.fsum(values) / max(count, 1)
-    spread = math.fsum((value - mean) ** 2 for value in values)
-    return Score(mean, math.sqrt(spread / (count - 1) / count) if count > 1 else 0.0, count)
+    return mean_of([each[name] for each in metrics if name in each])
 
 
 def interval(metric: str, score: Score) -> tuple[float, float]:
