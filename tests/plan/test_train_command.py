@@ -67,7 +67,7 @@ def test_options_are_kept() -> None:
         (["--model", "70b", "--gpus", "8"], "does not fit 8 x a100-80g: the least is"),
         (["--gpus", "1999"], "1998 devices would do, or another batch"),
         (["--gpu", "a100"], "did you mean a100-40g or a100-80g?"),
-        (["--model", "8b"], "no such file or folder: 8b; the shapes"),
+        (["--model", "8b"], "no preset and no file '8b'; presets are: tiny"),
         (["--parallel", "fsdp=8"], "layout 'fsdp=8' is for 8 devices, and there are 2000"),
         (["--parallel", "dpp=8"], "no kind 'dpp'"),
         (["--float8"], "a100-80g does not multiply in fp8"),

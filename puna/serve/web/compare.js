@@ -252,7 +252,8 @@ $("annotator").value = recall("annotator") ?? "";
 $("annotator").addEventListener("change", () => {
   remember("annotator", annotator());
   document.querySelector(".name-field").classList.remove("wrong");
-  if (annotator() && !desk.pair && desk.state.num_prompts && !desk.messages.length) nextPair();
+  // A name typed before the desk is known: the pair comes with it.
+  if (annotator() && !desk.pair && desk.state?.num_prompts && !desk.messages.length) nextPair();
 });
 $("submit").addEventListener("click", submit);
 $("skip").addEventListener("click", () => skip());
