@@ -25,7 +25,7 @@ _TEXT = 160  # characters of an example that are shown
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option(
     "--examples", type=click.IntRange(0, 3), default=1, show_default=True, metavar="N",
-    help="Questions that are shown of each task, better and worse.",
+    help="Questions that are shown of each task, higher and lower in B.",
 )  # fmt: skip
 @json_option
 def compare(a: Path, b: Path, examples: int, as_json: bool) -> None:
@@ -33,8 +33,9 @@ def compare(a: Path, b: Path, examples: int, as_json: bool) -> None:
 
     Figures are in per cent. Right and wrong are judged by McNemar's exact test, other figures by
     Student's paired test, with the 95 % interval of the difference; "up/down" counts questions
-    that B answers better and worse, "p, all" is corrected for the number of tasks (Holm). Runs
-    that asked other questions or shots are refused.
+    whose figure is higher and lower in B (of toxic answers and false refusals, lower is better),
+    "p, all" is corrected for the number of tasks (Holm). Runs that asked other questions or shots
+    are refused.
     """
     from puna.evaluate.comparison import compare_runs
 
@@ -71,8 +72,8 @@ def _show(found: RunComparison, examples: int) -> None:
             click.echo(
                 f"{task.title}: {task.left_out} questions have no figure in one run", err=True
             )
-        for better in (True, False):
-            of_kind = [each for each in task.examples if (each.b > each.a) is better]
+        for higher in (True, False):
+            of_kind = [each for each in task.examples if (each.b > each.a) is higher]
             for example in of_kind[:examples]:
                 _show_example(console, task.title, example)
     for name, tasks in (("A", found.only_a), ("B", found.only_b)):

@@ -78,10 +78,10 @@ def simulate(as_json: bool, plot: Path | None, **given: Any) -> None:
         given["mtbf"], given["restart"], given["save"],
         Spread(given["spread"], given["spread"] / 2, given["slow"]),
     )  # fmt: skip
-    each, shape, layout, overlap = healthy(run)
-    cluster, window = run.kernels.cluster, run.model.context_length
+    each, shape, layout, overlap, batch_tokens = healthy(run)
+    cluster = run.kernels.cluster
     found = simulate_run(
-        run.model, given["tokens"], run.batch_size * window, cluster.count, cluster.per_node,
+        run.model, given["tokens"], batch_tokens, cluster.count, cluster.per_node,
         each, shape, faults, given["seed"], given["runs"],
     )  # fmt: skip
     points = [] if plot is None else _scaled(run, faults, given)
@@ -124,8 +124,7 @@ def _scaled(run: Run, faults: Faults, given: dict[str, Any]) -> list[Point]:
                 advance()
 
         return scaling(
-            run.model, given["tokens"], run.batch_size * run.model.context_length,
-            cluster.per_node, counts, plan_at, faults, given["seed"],
+            run.model, given["tokens"], cluster.per_node, counts, plan_at, faults, given["seed"],
         )  # fmt: skip
 
 

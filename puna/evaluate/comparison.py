@@ -139,12 +139,12 @@ def _by_question(folder: Path, task: TaskResult) -> dict[tuple[str | None, str],
 
 
 def _examples(pairs: list[tuple[Sample, Sample]], metric: str) -> tuple[Example, ...]:
-    """Those that changed most: a few that b answers better, then a few that it answers worse."""
+    """Those that changed most: a few whose figure is higher in b, then a few where it is lower."""
     changes = [(y.metrics[metric] - x.metrics[metric], x, y) for x, y in pairs]
-    better = sorted((c for c in changes if c[0] > 0), key=lambda c: -c[0])[:_EXAMPLES]
-    worse = sorted((c for c in changes if c[0] < 0), key=lambda c: c[0])[:_EXAMPLES]
+    higher = sorted((c for c in changes if c[0] > 0), key=lambda c: -c[0])[:_EXAMPLES]
+    lower = sorted((c for c in changes if c[0] < 0), key=lambda c: c[0])[:_EXAMPLES]
     return tuple(
         Example(x.id, x.group, x.question, x.answer, x.given, y.given, x.metrics[metric],
                 y.metrics[metric])
-        for _, x, y in [*better, *worse]
+        for _, x, y in [*higher, *lower]
     )  # fmt: skip

@@ -188,12 +188,14 @@ class Overlap(NamedTuple):
 
 class Healthy(NamedTuple):
     """The fastest layout while nothing fails and no rank is slower than the others: tokens/s a
-    device, how ranks share a step, what the layout is called, its collectives."""
+    device, how ranks share a step, what the layout is called, its collectives, and the tokens of a
+    step: as many of those asked for as divide over the ranks."""
 
     each: float
     shape: Shape
     layout: str
     overlap: Overlap
+    batch_tokens: int
 
 
 def healthy(run: Run) -> Healthy:
@@ -204,7 +206,8 @@ def healthy(run: Run) -> Healthy:
     shape = Shape(layout.pp, layout.tp * layout.cp, choice.num_pieces)
     slowest = SPREAD * expected_maximum(run.kernels.cluster.count)
     each = found.tokens_per_second * (1 + slowest)
-    return Healthy(each, shape, str(layout), overlap(run, found))
+    batch_tokens = choice.batch_size * run.model.context_length
+    return Healthy(each, shape, str(layout), overlap(run, found), batch_tokens)
 
 
 def overlap(run: Run, found: Found) -> Overlap:
@@ -241,7 +244,6 @@ PlanAt = Callable[[int], Healthy]
 def scaling(
     config: ModelConfig,
     tokens: float,
-    batch_tokens: int,
     per_node: int,
     counts: Iterable[int],
     plan_at: PlanAt,
@@ -253,7 +255,7 @@ def scaling(
     found = []
     for count in sorted(set(counts)):
         try:
-            each, shape, layout, _ = plan_at(count)
+            each, shape, layout, _, batch_tokens = plan_at(count)
             run = simulate_run(
                 config, tokens, batch_tokens, count, per_node, each, shape, faults, seed, runs
             )

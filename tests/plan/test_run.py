@@ -47,10 +47,15 @@ def test_faults_make_it_longer_by_what_the_formulas_say() -> None:
 
 def test_a_plans_layout_is_played_through() -> None:
     run = Run(preset("7b"), Kernels(Cluster(device("a100-80g"), 64)), 1024)
-    each, shape, layout, collectives = healthy(run)
+    each, shape, layout, collectives, batch_tokens = healthy(run)
     assert each > 0 and "fsdp" in layout
     assert 64 % (shape.stages * shape.ways) == 0
     assert 0 < collectives.shown <= collectives.all
+    assert batch_tokens == 1024 * 4096
+    # 1001 windows divide over no layout; those that are nearest are played
+    uneven = Run(preset("7b"), run.kernels, 1001)
+    planned = plan_train(uneven, 1.0)[1].choice.batch_size
+    assert planned != 1001 and healthy(uneven).batch_tokens == planned * 4096
     # the formula of `step.py` agrees with playing it through, but for the first and last layer
     step = plan_train(run, 1.0)[1].step
     assert collectives.shown <= step.data + collectives.all / 16
@@ -61,12 +66,14 @@ def test_a_plans_layout_is_played_through() -> None:
 def plan_at(count: int) -> Healthy:
     if count < 16:
         raise ValueError("too few")
-    return Healthy(300.0 * (1 - count / 10_000), Shape(1, 8, 1), "tp=8", Overlap(1.0, 0.5))
+    return Healthy(
+        300.0 * (1 - count / 10_000), Shape(1, 8, 1), "tp=8", Overlap(1.0, 0.5), 4_000_000
+    )
 
 
 def test_scaling_leaves_out_what_has_no_plan(tmp_path: Path) -> None:
     counts = (8, 16, 64, 512, 2000, 2048)
-    points = scaling(CONFIG, 2e12, 4_000_000, 8, counts, plan_at, Faults(), runs=5)
+    points = scaling(CONFIG, 2e12, 8, counts, plan_at, Faults(), runs=5)
     assert [point.devices for point in points] == [16, 64, 512, 2000, 2048]
     assert all(point.simulated < point.planned for point in points)
     assert points[0].efficiency > points[-1].efficiency > 0.5

@@ -8,6 +8,7 @@ by two models that were tuned to say so: they read the question, the answer, and
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def truthfulqa(folder: Path, per_group: int | None = None, seed: int = 0) -> Ben
     path = folder / "truthfulqa" / "TruthfulQA.csv"
     if not path.is_file():
         raise ValueError(f"there is no {path}")
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(keepends=True)))
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     try:
         items = [
             Item(
