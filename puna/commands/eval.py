@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from puna.commands.lazy import Entry, LazyGroup
 from puna.commands.options import F, json_option, model_options, together
 from puna.evaluate.suites import SUITES, present
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from puna.evaluate.report.collect import Cell
     from puna.evaluate.results import Results, Score
 
-# Name -> where it is (`module:function`), and its line in the help; imported when it is used.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "judge": ("puna.commands.eval_judge:judge_command", "A judge compares answers to dialogs."),
-    "safety": ("puna.commands.eval_safety:safety_command", "Toxicity, bias, truth, refusals."),
-    "report": ("puna.commands.eval_report:report", "Results beside those of known models."),
-    "compare": ("puna.commands.eval_compare:compare", "Is one of two models better?"),
-    "contamination": (
+# What is done with results, and what is measured in other ways.
+SUBCOMMANDS: dict[str, Entry] = {
+    "judge": Entry(
+        "puna.commands.eval_judge:judge_command", "A judge compares answers to dialogs."
+    ),
+    "safety": Entry("puna.commands.eval_safety:safety_command", "Toxicity, bias, truth, refusals."),
+    "report": Entry("puna.commands.eval_report:report", "Results beside those of known models."),
+    "compare": Entry("puna.commands.eval_compare:compare", "Is one of two models better?"),
+    "contamination": Entry(
         "puna.commands.eval_contamination:contamination",
         "Questions that are in training text.",
     ),
@@ -79,27 +81,7 @@ def _choices(function: F) -> F:
     )(function)  # fmt: skip
 
 
-class _Group(click.Group):
-    """Runs benchmarks itself, and has subcommands for what is done with the results."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        module, _, function = SUBCOMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), function)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if SUBCOMMANDS:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, line) for name, (_, line) in SUBCOMMANDS.items()])
-
-
-@click.group("eval", cls=_Group, invoke_without_command=True)
+@click.command("eval", cls=LazyGroup, table=SUBCOMMANDS, invoke_without_command=True)
 @model_options()
 @_choices
 @click.option("--report", "reported", is_flag=True, help="Write a report too (puna eval report).")
