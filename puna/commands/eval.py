@@ -124,7 +124,7 @@ def eval_(
         raise ValueError("this needs lm-eval, which is not installed: pip install 'puna[eval]'")
 
     from puna.commands.models import load, resolve
-    from puna.commands.producers import weights_digest
+    from puna.commands.producers import weights_fingerprint
     from puna.evaluate.harness.running import Settings, run
     from puna.evaluate.tasks.table import task_of
 
@@ -137,7 +137,7 @@ def eval_(
     checkpoint = resolve(model, tokenizer)
     settings = Settings(
         model=model,
-        weights=weights_digest(checkpoint),
+        weights=weights_fingerprint(checkpoint),
         tokenizer=None if tokenizer is None else str(tokenizer),
         suite="" if tasks else suite or "quick",
         tasks=tuple(dict.fromkeys(names)),
@@ -153,7 +153,7 @@ def eval_(
         kv_dtype=kv_dtype,
     )
     folder = out or Path(f"eval-{settings.suite or '-'.join(names)}-{Path(model).stem}")
-    llm = load(checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype, draft=None, adapters={})
+    llm = load(checkpoint, device=device, dtype=dtype, kv_dtype=kv_dtype)
     results = run(settings, llm, folder, _watch)
     if reported:
         from puna.commands.eval_report import written_report

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.commands.models import locate, resolve
-from puna.commands.producers import dialogs_digest, weights_digest
+from puna.commands.options import folder_option
+from puna.commands.producers import dialogs_digest, weights_fingerprint
 from puna.commands.progress import bar
 from puna.commands.writing import Writing, open_writer, writing_options
 from puna.evaluate.results import Results, begin, write_results, write_samples
@@ -104,13 +105,7 @@ class _Judge:
     show_default=True,
     help="Judgements that are asked for at once.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder of the result; the same command goes on with one that was begun.",
-)
+@folder_option
 @writing_options(temperature=0.0, top_p=1.0, max_tokens=256)
 def judge_command(
     prompts: Path,
@@ -218,7 +213,7 @@ def _judged(
     if not judge.is_endpoint:
         from puna.train.scoring import open_scorer
 
-        settings["weights"] = weights_digest(resolve(judge.source))
+        settings["weights"] = weights_fingerprint(resolve(judge.source))
         scorer = open_scorer(locate(judge.source))
         with bar("Judging", total=len(turns)) as advance:
             records = score_pairs(path, turns, scorer, scorer.fits, settings, advance=advance)

@@ -16,6 +16,7 @@ import click
 
 from puna.chat import Message
 from puna.commands.models import resolve
+from puna.commands.options import folder_option
 from puna.commands.progress import bar
 from puna.commands.writing import Writer, Writing, open_writer, writing_options
 from puna.evaluate.results import Results, Score, TaskResult, begin, write_results, write_samples
@@ -83,13 +84,7 @@ class Classifiers:
     metavar="MODEL",
     help="A model that says whether it is informative (allenai/truthfulqa-info-judge-llama2-7B).",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Folder of the result; the same command goes on with one that was begun.",
-)
+@folder_option
 @writing_options(temperature=0.1, top_p=0.9, max_tokens=64)
 def safety_command(
     model: str,

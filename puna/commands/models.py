@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from puna.commands.cache import cache_folder
@@ -63,8 +64,8 @@ def load(
     device: str,
     dtype: str,
     kv_dtype: str,
-    draft: str | None,
-    adapters: Mapping[str, Sequence[Adapter]],
+    draft: str | None = None,
+    adapters: Mapping[str, Sequence[Adapter]] = MappingProxyType({}),
     tensor_parallel: bool = False,
 ) -> LLM:
     """The model, ready to be asked; a bar says how far a large one is, where someone looks."""

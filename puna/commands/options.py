@@ -217,6 +217,14 @@ def address_options(port: int) -> Callable[[F], F]:
     )  # fmt: skip
 
 
+def folder_option(function: F) -> F:
+    """`--out FOLDER` of work that is done piece by piece."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
+        help="Folder of the result; the same command goes on with one that was begun.",
+    )(function)  # fmt: skip
+
+
 def json_option(function: F) -> F:
     """`--json`: for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

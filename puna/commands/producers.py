@@ -17,6 +17,7 @@ from puna.commands.models import load, locate, resolve
 from puna.commands.options import (
     F,
     compute_options,
+    folder_option,
     json_option,
     kv_dtype_option,
     together,
@@ -52,10 +53,7 @@ def source_options(*, model: str, prompts: str) -> Callable[[F], F]:
             "--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE",
             help=prompts,
         ),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
-            help="Folder of the result; the same command goes on with one that was begun.",
-        ),
+        folder_option,
     )  # fmt: skip
 
 
@@ -112,8 +110,6 @@ def ask(model: str, generation: Generation) -> Asked:
         device=generation.device,
         dtype=generation.dtype,
         kv_dtype=generation.kv_dtype,
-        draft=None,
-        adapters={},
     )
     max_tokens, top_p = generation.max_tokens, generation.top_p
     sampler = engine_sampler(llm, max_tokens=max_tokens, top_p=top_p)
@@ -122,7 +118,7 @@ def ask(model: str, generation: Generation) -> Asked:
     )
     identity = {
         "model": model,
-        "weights": weights_digest(checkpoint),
+        "weights": weights_fingerprint(checkpoint),
         "dtype": generation.dtype,
         "kv_dtype": generation.kv_dtype,
         "max_tokens": max_tokens,
@@ -152,7 +148,7 @@ def judge(model: str, asked: Asked, generation: Generation) -> Judge:
     tokenizer, context = checkpoint.tokenizer(), checkpoint.config.context_length
     has_room = partial(fits, tokenizer, max_tokens=generation.max_tokens, context=context)
     return Judge(
-        fitted(scorer, tokenizer, context), has_room, f"{model} {weights_digest(checkpoint)}"
+        fitted(scorer, tokenizer, context), has_room, f"{model} {weights_fingerprint(checkpoint)}"
     )
 
 
@@ -173,7 +169,7 @@ def with_room(
     return kept
 
 
-def weights_digest(checkpoint: Checkpoint) -> str:
+def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """Tells checkpoints of one shape apart without reading all of them: by every small tensor, and
     the first layer."""
     digest = hashlib.blake2b(digest_size=8)

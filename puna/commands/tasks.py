@@ -154,10 +154,7 @@ def _answers(
     from puna.engine.params import SamplingParams
 
     SamplingParams(**how)  # refused before the model is opened
-    llm = load(
-        resolve(model, tokenizer), device=device, dtype=dtype, kv_dtype=kv_dtype, draft=None,
-        adapters={},
-    )  # fmt: skip
+    llm = load(resolve(model, tokenizer), device=device, dtype=dtype, kv_dtype=kv_dtype)
     answers: list[list[str]] = []
     with bar("Answering", len(chosen)) as advance:
         for at in range(0, len(chosen), _AT_ONCE):

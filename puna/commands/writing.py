@@ -18,7 +18,7 @@ from puna.commands.options import (
     together,
     tokenizer_option,
 )
-from puna.commands.producers import weights_digest
+from puna.commands.producers import weights_fingerprint
 from puna.engine.params import SamplingParams
 from puna.evaluate.replies import Prompt, fits, replies
 
@@ -130,8 +130,6 @@ def open_writer(model: str, writing: Writing) -> Writer:
         device=writing.device,
         dtype=writing.dtype,
         kv_dtype=writing.kv_dtype,
-        draft=None,
-        adapters={},
     )
-    identity = {"model": model, "weights": weights_digest(checkpoint)} | writing.as_settings()
+    identity = {"model": model, "weights": weights_fingerprint(checkpoint)} | writing.as_settings()
     return Writer(llm, sampling, identity)

@@ -289,7 +289,7 @@ def test_the_command(
     code, _, err = puna("--limit", "3", "compare", "a", "b")
     assert code == 2 and "--limit stands before compare" in err
     with monkeypatch.context() as patch:  # another model lies at the same place
-        patch.setattr("puna.commands.producers.weights_digest", lambda checkpoint: "")
+        patch.setattr("puna.commands.producers.weights_fingerprint", lambda checkpoint: "")
         code, _, err = puna(*given, "--task", "arc_challenge", "--limit", "3", "--shots", "1")
     assert code == 2 and "other settings (weights)" in err
     code, out, _ = puna("--task", "list")
