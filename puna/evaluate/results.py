@@ -1,15 +1,19 @@
 """What an evaluation leaves: its results, and what the model answered to each question.
 
-A folder has `config.json` (the evaluation as resolved), `results.json` (`Results`) and
-`samples/TASK.jsonl` (a `Sample` a line). Reports and comparisons read these and run no model.
+A folder has `config.json` (the evaluation as resolved), `results.json` (`Results`),
+`samples/TASK.jsonl` (a `Sample` a line) and `seconds.jsonl` (what each run took). Reports and
+comparisons read these and run no model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +71,8 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All tasks of one evaluation of one model; `settings` are what `config.json` has."""
+    """All tasks of one evaluation of one model; `settings` are what `config.json` has, `seconds`
+    those of all runs that it took."""
 
     model: str
     suite: str
@@ -104,6 +109,22 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     with atomic_file(path) as file:
         file.write(json.dumps(values, indent=1).encode() + b"\n")
     return values
+
+
+@contextlib.contextmanager
+def clock(folder: Path) -> Iterator[Callable[[], float]]:
+    """What gives the seconds of all runs in a folder up to now.
+
+    Those of this one are kept however it ends, unless it is killed.
+    """
+    path = folder / "seconds.jsonl"  # a number a run
+    before = math.fsum(map(float, path.read_text().split())) if path.exists() else 0.0
+    began = time.monotonic()
+    try:
+        yield lambda: before + time.monotonic() - began
+    finally:
+        with path.open("a") as file:
+            file.write(f"{time.monotonic() - began:.3f}\n")
 
 
 def write_samples(folder: Path, task: str, samples: Iterable[Sample]) -> None:

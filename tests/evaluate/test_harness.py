@@ -127,6 +127,54 @@ def test_dialogs_are_rendered_as_transformers_renders_them(llm: LLM, transformer
     assert llm.tokenizer.bos_id not in ours.tok_encode("a <s> b", add_special_tokens=False)
 
 
+def test_a_prompt_is_cut_where_it_does_not_fit_with_what_follows(llm: LLM) -> None:
+    context, ending = "A llama lives in", " the high hills"
+    whole, alone = (len(PunaLM(llm).tok_encode(text)) for text in (context + ending, context))
+    assert alone < whole - 2
+    # The last token of an ending is not run.
+    for room, is_cut in ((whole - 1, False), (whole - 2, True), (alone, True), (alone - 1, True)):
+        assert PunaLM(llm, max_length=room).is_cut(context, ending) is is_cut
+    options = {"until": [], "max_gen_toks": 20}
+    assert not PunaLM(llm, max_length=alone + 20).is_cut(context, options)
+    assert PunaLM(llm, max_length=alone + 19).is_cut(context, options)
+
+
+def test_the_note_counts_the_questions_that_are_cut(folder: Path, llm: LLM, tmp_path: Path) -> None:
+    settings = settings_of(folder, tasks=("hellaswag",), shots=0)
+    (part,) = load(
+        TASKS["hellaswag"], folder / "data", shots=0, seed=1, shared_shots=False
+    ).values()  # fmt: skip
+
+    def count(text: str) -> int:
+        return len(PunaLM(llm).tok_encode(text))
+
+    docs = part.task_docs
+    room = max(count(doc["query"]) for doc in docs)  # no context is too long, but with its ending
+    longest = [max(count(f"{doc['query']} {ending}") for ending in doc["choices"]) for doc in docs]
+    cut = sum(length > room + 1 for length in longest)
+    assert 0 < cut < len(docs)
+    (result,) = run(dataclasses.replace(settings, max_length=room), llm, tmp_path, watch).tasks
+    assert any(f"The prompts of {cut} of 13 questions" in note for note in result.notes)
+
+
+def test_an_ending_without_characters_is_not_chosen(
+    folder: Path, llm: LLM, transformers: HFLM, tmp_path: Path
+) -> None:
+    data = tmp_path / "data/hellaswag"
+    data.mkdir(parents=True)
+    rows = (folder / "data/hellaswag/validation.jsonl").read_text().splitlines()[:3]
+    endings = ["", "walks in the hills.", "walks by the river.", "sleeps."]
+    rows[1:] = [json.dumps(json.loads(row) | {"endings": endings}) for row in rows[1:]]
+    (data / "validation.jsonl").write_text("\n".join(rows))
+    settings = settings_of(folder, data=str(data.parent), tasks=("hellaswag",), shots=1)
+    run(settings, llm, tmp_path / "out", watch)
+    ours = list(read_samples(tmp_path / "out", "hellaswag"))
+    theirs = asked_of_transformers(transformers, "hellaswag", settings)
+    assert max(differences(ours, theirs, "acc_norm")) < 1e-4
+    for sample in ours:
+        assert sample.given and (sample.given == sample.answer) == sample.metrics["acc_norm"]
+
+
 def test_drawn_texts_follow_the_seed(llm: LLM) -> None:
     options = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     prompts = asked("generate_until", ("One day", options), ("One day", options))

@@ -14,6 +14,7 @@ from puna.evaluate.results import (
     Score,
     TaskResult,
     begin,
+    clock,
     read_results,
     read_samples,
     write_results,
@@ -81,6 +82,20 @@ def test_a_folder_is_of_one_evaluation(tmp_path: Path) -> None:
         begin(tmp_path, {"model": "m"})
     with pytest.raises(ValueError, match="is a file"):
         begin(out / "config.json", {})
+
+
+def test_seconds_are_those_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt), clock(tmp_path):
+        now[0] += 40
+        raise KeyboardInterrupt
+    now[0] += 1000  # nobody works
+    with clock(tmp_path) as seconds:
+        now[0] += 2.5
+        assert seconds() == 42.5
+    with clock(tmp_path) as seconds:
+        assert seconds() == 42.5
 
 
 def test_samples(tmp_path: Path) -> None:

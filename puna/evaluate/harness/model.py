@@ -107,11 +107,18 @@ class PunaLM(TemplateLM):
                 ids += tokenizer.encode(part)
         return tuple(ids)
 
-    def is_cut(self, context: str) -> bool:
-        """Whether a context alone is longer than what the model sees at once."""
-        # A token has at least a byte.
-        may_be = len(context.encode()) + 2 > self.max_length
-        return may_be and len(self.tok_encode(context)) > self.max_length
+    def is_cut(self, context: str, follows: str | dict[str, Any]) -> bool:
+        """Whether a context loses its beginning, for it does not fit together with its ending, or
+        with what may be written after it by these options."""
+        if isinstance(follows, str):
+            # The last token of an ending is not run, so there is room for one more.
+            ending, room = follows, self.max_length + 1
+        else:
+            ending, room = "", self.max_length - self._max_tokens(follows)
+        if len(context.encode()) + len(ending.encode()) + 2 <= room:
+            return False  # a token has at least a byte
+        # First the context alone: it comes with several endings, and its ids are kept.
+        return any(len(self.tok_encode(text)) > room for text in (context, context + ending))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs: Any
@@ -174,7 +181,8 @@ class PunaLM(TemplateLM):
 
     def _prompt(self, context: str, options: dict[str, Any]) -> tuple[list[int], SamplingParams]:
         known = dict(normalize_gen_kwargs(options))
-        until, max_tokens = known.pop("until"), known.pop("max_gen_toks")
+        until, max_tokens = known.pop("until"), self._max_tokens(options)
+        del known["max_gen_toks"]
         until = [until] if isinstance(until, str) else until
         is_sampled = known.pop("do_sample")
         sampling: dict[str, Any] = {"seed": self._random.getrandbits(63)}
@@ -183,14 +191,17 @@ class PunaLM(TemplateLM):
             raise ValueError(f"Puna does not generate with {', '.join(known)}")
         if not is_sampled:
             sampling["temperature"] = 0
-        if max_tokens >= self.max_length:  # ours: lm-eval's own models refuse
-            max_tokens = self.max_length // 2
         params = SamplingParams(
             **{"temperature": 1.0, "top_p": 1.0} | sampling,
             max_tokens=max_tokens,
             stop=tuple(text for text in until or () if text),
         )
         return self.tok_encode(context)[-(self.max_length - max_tokens) :], params
+
+    def _max_tokens(self, options: dict[str, Any]) -> int:
+        asked = normalize_gen_kwargs(options)["max_gen_toks"]
+        # Ours: lm-eval's own models refuse.
+        return asked if asked < self.max_length else self.max_length // 2
 
 
 def _follows(context: str, ids: Sequence[int]) -> EncodedPrompt:

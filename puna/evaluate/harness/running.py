@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import datasets
 import lm_eval.api.task
+import numpy as np
 from lm_eval.evaluator import evaluate as lm_evaluate
 
 from puna.engine.llm import LLM
@@ -27,6 +27,7 @@ from puna.evaluate.results import (
     Sample,
     TaskResult,
     begin,
+    clock,
     write_results,
     write_samples,
 )
@@ -70,7 +71,6 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
 
     ValueError where a task is unknown, its rows cannot be had, or `out` is of another evaluation.
     """
-    began = time.perf_counter()
     tasks = [task_of(name) for name in settings.tasks]
     for task in tasks:
         task.check()
@@ -79,20 +79,14 @@ def run(settings: Settings, llm: LLM, out: Path, watch: Watch) -> Results:
         loaded = [load_task(task, settings) for task in tasks]
     values = begin(out, dataclasses.asdict(settings))
     results = []
-    with Answers(out / "answers.jsonl") as answers, quiet():
+    with Answers(out / "answers.jsonl") as answers, clock(out) as seconds, quiet():
         seed = f"{settings.seed} {len(answers)}"
         model = PunaLM(llm, seed=seed, max_length=settings.max_length)
         for task, parts in zip(tasks, loaded, strict=True):
             samples, result = run_task(task, parts, settings, model, answers, watch)
             write_samples(out, task.name, samples)
             results.append(result)
-    found = Results(
-        settings.model,
-        settings.suite,
-        values,
-        tuple(results),
-        time.perf_counter() - began,
-    )
+        found = Results(settings.model, settings.suite, values, tuple(results), seconds())
     write_results(out, found)
     return found
 
@@ -155,7 +149,7 @@ def run_task(
         for found in own:
             if found["filter"] == kept:
                 samples.append(sample_of(task, group, part, found))
-                num_cut += model.is_cut(str(found["arguments"][0][0]))
+                num_cut += any(model.is_cut(*asked) for asked in found["arguments"])
     notes = _notes(task, settings, shots, num_cut, len(samples), model.max_length)
     return samples, result_of(task, samples, shots=shots, notes=notes)
 
@@ -211,8 +205,8 @@ def _notes(
         notes.append(f"A sample of {count} questions, drawn by seed {settings.seed}.")
     if num_cut:
         notes.append(
-            f"The prompts of {num_cut} of {count} questions are longer than the {max_length} "
-            "tokens that the model sees at once; their beginning is cut off."
+            f"The prompts of {num_cut} of {count} questions, with what follows, are longer than "
+            f"the {max_length} tokens that the model sees at once; their beginning is cut off."
         )
     return tuple(notes)
 
@@ -228,7 +222,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     tqdm, lm_eval.api.task.tqdm = lm_eval.api.task.tqdm, lambda docs, **options: docs
     try:
-        yield
+        with np.errstate(divide="ignore"):  # by the length of an ending without characters
+            yield
     finally:
         lm_eval.api.task.tqdm = tqdm
         for logger, level in zip(loggers, levels, strict=True):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from puna.evaluate.means import mean_of, mean_of_groups
 from puna.evaluate.results import Sample, Score, TaskResult
 from puna.evaluate.tasks.task import Task
@@ -25,8 +27,10 @@ def sample_of(task: Task, group: str, definition: Any, found: Mapping[str, Any])
         logprobs = [answer[0] for answer in found["filtered_resps"]][: len(asked)]
         question, endings, right = _choices(definition, found)
         lengths = [len(ending) if task.metric == "acc_norm" else 1 for ending in endings]
-        weights = [logprob / length for logprob, length in zip(logprobs, lengths, strict=False)]
-        given, answer = endings[weights.index(max(weights))], right
+        # As lm-eval divides: an ending without characters weighs minus infinity.
+        with np.errstate(divide="ignore"):
+            weights = np.divide(logprobs[: len(lengths)], lengths)
+        given, answer = endings[int(np.argmax(weights))], right
     else:
         logprobs = None
         question, answer = str(definition.doc_to_text(found["doc"])), str(found["target"])
