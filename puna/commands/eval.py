@@ -15,6 +15,7 @@ import click
 from puna.commands.lazy import Entry, LazyGroup
 from puna.commands.options import F, json_option, model_options, together
 from puna.evaluate.suites import SUITES, present
+from puna.evaluate.wilson import Z_95
 
 if TYPE_CHECKING:
     from puna.evaluate.report.collect import Cell
@@ -33,8 +34,6 @@ SUBCOMMANDS: dict[str, Entry] = {
         "Questions that are in training text.",
     ),
 }
-
-_Z_95 = 1.96
 
 
 def _choices(function: F) -> F:
@@ -221,7 +220,7 @@ def _show(results: Results, folder: Path) -> None:
     for note, titles in notes.items():
         whose = "all" if len(titles) == len(results.tasks) else ", ".join(titles)
         click.echo(f"note ({whose}): {note}", err=True)
-    click.echo(f"wrote {folder} ({results.seconds:.0f} s)", err=True)
+    click.echo(f"wrote {folder} ({results.seconds:.0f} s in all)", err=True)
 
 
 def _table(results: Results) -> dict[str, Cell]:
@@ -239,7 +238,7 @@ def _remark(cell: Cell) -> str:
 
 
 def _figure(score: Score) -> str:
-    return f"{100 * score.value:5.1f} ± {100 * _Z_95 * score.stderr:4.1f}"
+    return f"{100 * score.value:5.1f} ± {100 * Z_95 * score.stderr:4.1f}"
 
 
 def _where(data: Path | None) -> str:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from puna.commands.options import json_option
+from puna.formats.errors import printable
 
 if TYPE_CHECKING:
     from puna.evaluate.comparison import Example, RunComparison
@@ -55,7 +56,7 @@ def _show(found: RunComparison, examples: int) -> None:
     for task in found.tasks:
         result = task.result
         table.add_row(
-            escape(task.title),
+            escape(printable(task.title)),
             f"{result.count:,}",
             f"{100 * result.a:.1f}",
             f"{100 * result.b:.1f}",
@@ -65,12 +66,13 @@ def _show(found: RunComparison, examples: int) -> None:
             _p(result.p),
             _p(task.p_holm),
         )
-    console.print(f"A: {found.a}, B: {found.b}", markup=False)
+    console.print(printable(f"A: {found.a}, B: {found.b}"), markup=False)
     console.print(table)
     for task in found.tasks:
         if task.left_out:
             click.echo(
-                f"{task.title}: {task.left_out} questions have no figure in one run", err=True
+                printable(f"{task.title}: {task.left_out} questions have no figure in one run"),
+                err=True,
             )
         for higher in (True, False):
             of_kind = [each for each in task.examples if (each.b > each.a) is higher]
@@ -78,14 +80,14 @@ def _show(found: RunComparison, examples: int) -> None:
                 _show_example(console, task.title, example)
     for name, tasks in (("A", found.only_a), ("B", found.only_b)):
         if tasks:
-            click.echo(f"only in {name}: {', '.join(tasks)}", err=True)
+            click.echo(printable(f"only in {name}: {', '.join(tasks)}"), err=True)
 
 
 def _show_example(console: Console, title: str, example: Example) -> None:
     """A question in a few lines; its text is anyone's, so nothing of it is markup."""
     where = f"{title}, {example.group}" if example.group else title
     lines = [
-        f"\n{where}, question {example.id}: {_short(example.question)}",
+        f"\n{printable(f'{where}, question {example.id}')}: {_short(example.question)}",
         f"  right: {_short(example.answer)}",
         f"  A ({example.a:.3g}): {_short(example.given_a)}",
         f"  B ({example.b:.3g}): {_short(example.given_b)}",
@@ -96,7 +98,7 @@ def _show_example(console: Console, title: str, example: Example) -> None:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     shown = line if len(line) <= _TEXT else "… " + line[-_TEXT:]
-    return "".join(c if c.isprintable() else "\ufffd" for c in shown)
+    return printable(shown)
 
 
 def _p(value: float) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from puna.commands.options import json_option
 from puna.commands.progress import amount_bar
+from puna.formats.errors import printable
 
 if TYPE_CHECKING:
     from puna.data.corpus import Corpus
@@ -82,14 +83,14 @@ def _show(found: Contamination) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for task in found.tasks:
         at = task.shown
-        first = [escape(task.title), f"{at.length}+", f"{at.share:.1%}"]
+        first = [escape(printable(task.title)), f"{at.length}+", f"{at.share:.1%}"]
         for subset in at.subsets:
             score = "-" if subset.mean is None else f"{100 * subset.mean:.1f}"
             z = "-" if subset.z is None else f"{subset.z:+.2f}"
             helped = ("yes" if at.helped else "no") if first[0] else ""
             table.add_row(*first, subset.name, f"{subset.count:,}", score, z, helped)
             first = ["", "", ""]
-    sources = ", ".join(found.sources)
+    sources = printable(", ".join(found.sources))
     console = Console(highlight=False)
     console.print(
         f"{found.tokens:,} tokens of {found.documents:,} documents ({sources})", markup=False

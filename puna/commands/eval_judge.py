@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from puna.commands.options import folder_option
 from puna.commands.producers import dialogs_digest, weights_fingerprint
 from puna.commands.progress import bar
 from puna.commands.writing import Writing, open_writer, writing_options
-from puna.evaluate.results import Results, begin, write_results, write_samples
+from puna.evaluate.results import Results, begin, clock, write_results, write_samples
+from puna.formats.errors import printable
 
 if TYPE_CHECKING:
     from puna.evaluate.judging.dialogs import Script
@@ -141,7 +141,6 @@ def judge_command(
     is_rated = against is None and against_answers is None
     if is_rated and not judge.is_endpoint:
         raise click.UsageError("a reward model compares: give --against or --against-answers")
-    begun = time.monotonic()
     scripts = read_scripts(prompts)
     stored = [_stored(path, scripts) for path in (answers, against_answers)]
     name, opponent = str(model or answers), None if is_rated else str(against or against_answers)
@@ -162,14 +161,15 @@ def judge_command(
         if each is not None:
             resolve(each, writing.tokenizer)
     settings = begin(out, settings)
-    ours = stored[0] or _answered(str(model), "model", scripts, out, writing)
-    theirs = None
-    if not is_rated:
-        theirs = stored[1] or _answered(str(against), "opponent", scripts, out, writing)
-    asked = turns(scripts, ours, theirs)
-    outcome = _judged(judge, asked, out, name, opponent)
-    write_samples(out, "judge", outcome.samples)
-    results = Results(name, "judge", settings, (outcome.result,), time.monotonic() - begun)
+    with clock(out) as seconds:
+        ours = stored[0] or _answered(str(model), "model", scripts, out, writing)
+        theirs = None
+        if not is_rated:
+            theirs = stored[1] or _answered(str(against), "opponent", scripts, out, writing)
+        asked = turns(scripts, ours, theirs)
+        outcome = _judged(judge, asked, out, name, opponent)
+        write_samples(out, "judge", outcome.samples)
+        results = Results(name, "judge", settings, (outcome.result,), seconds())
     write_results(out, results)
     if as_json:
         intervals = {n: dataclasses.asdict(each) for n, each in outcome.intervals.items()}
@@ -240,7 +240,7 @@ def _judged(
 def _shown(outcome: Outcome) -> str:
     """A line for each category and all, and what a reader must know."""
     result = outcome.result
-    lines = [result.title]
+    lines = [printable(result.title)]
     for name, interval in outcome.intervals.items():
         score = result.score if name == "all" else result.groups.get(name)
         if score is not None and score.questions:
@@ -249,8 +249,11 @@ def _shown(outcome: Outcome) -> str:
 
 
 def _line(name: str, value: float, turns: int, interval: Interval) -> str:
-    low, high = interval.bootstrap
-    text = f"{name:<16} {value:6.1%}  over dialogs {low:.1%} to {high:.1%}"
+    text = f"{printable(name):<16} {value:6.1%}  "
+    if interval.bootstrap is None:
+        text += "one dialog: no interval over dialogs"
+    else:
+        text += f"over dialogs {interval.bootstrap[0]:.1%} to {interval.bootstrap[1]:.1%}"
     if interval.wilson is not None:
         text += f", Wilson {interval.wilson[0]:.1%} to {interval.wilson[1]:.1%}"
     return f"{text}, {turns:,} turns"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,17 @@ from puna.commands.models import resolve
 from puna.commands.options import folder_option
 from puna.commands.progress import bar
 from puna.commands.writing import Writer, Writing, open_writer, writing_options
-from puna.evaluate.results import Results, Score, TaskResult, begin, write_results, write_samples
+from puna.evaluate.means import interval
+from puna.evaluate.results import (
+    Results,
+    Score,
+    TaskResult,
+    begin,
+    clock,
+    write_results,
+    write_samples,
+)
+from puna.formats.errors import printable
 
 if TYPE_CHECKING:
     from puna.evaluate.safety.tasks import Benchmark, Measure
@@ -110,7 +119,6 @@ def safety_command(
         raise click.UsageError("--truth-judge and --information-judge go together")
     if truth_judge is not None and data is None:
         raise click.UsageError("--truth-judge needs --data, where TruthfulQA's questions are")
-    begun = time.monotonic()
     by = Classifiers(toxicity_classifier, sentiment_classifier, truth_judge, information_judge)
     settings: dict[str, Any] = {
         "model": model,
@@ -127,13 +135,14 @@ def safety_command(
     jobs = [replace(job, benchmark=_fitting(job.benchmark, writer)) for job in jobs]
     mc2 = _mc2(writer, data, limit, chat) if data is not None and _has_harness() else None
     settings = begin(out, settings)
-    written = [_written(job, writer, out) for job in jobs]
-    tasks = [] if mc2 is None else [mc2(out)]
-    # Judges and classifiers need not lie in memory beside the model.
-    identity = writer.identity
-    del writer, mc2
-    tasks += [_measured(each, identity, out) for each in written]
-    results = Results(model, "safety", settings, tuple(tasks), time.monotonic() - begun)
+    with clock(out) as seconds:
+        written = [_written(job, writer, out) for job in jobs]
+        tasks = [] if mc2 is None else [mc2(out)]
+        # Judges and classifiers need not lie in memory beside the model.
+        identity = writer.identity
+        del writer, mc2
+        tasks += [_measured(each, identity, out) for each in written]
+        results = Results(model, "safety", settings, tuple(tasks), seconds())
     write_results(out, results)
     click.echo(json.dumps(dataclasses.asdict(results)) if as_json else _shown(results))
 
@@ -275,19 +284,17 @@ def _shown(results: Results) -> str:
     """Each figure with its interval, groups below it, and what a reader must know."""
     lines: list[str] = []
     for task in results.tasks:
-        lines += ["", task.title]
+        lines += ["", printable(task.title)]
         lines += [_line(name, name, score) for name, score in task.metrics.items()]
         lines += [_line(f"  {name}", task.metric, score) for name, score in task.groups.items()]
-        lines += [f"- {note}" for note in task.notes]
+        lines += [f"- {printable(note)}" for note in task.notes]
     return "\n".join(lines[1:])
 
 
 def _line(label: str, metric: str, score: Score) -> str:
-    from puna.evaluate.safety.tasks import interval
-
     form = "6.3f" if metric == "sentiment" else "6.1%"  # which may be negative
-    low, high = interval(metric, score)
+    low, high = interval(score, metric)
     return (
-        f"{label:<44} {score.value:{form}}  ({low:{form[1:]}} to {high:{form[1:]}})"
+        f"{printable(label):<44} {score.value:{form}}  ({low:{form[1:]}} to {high:{form[1:]}})"
         f" of {score.questions:,}"
     )

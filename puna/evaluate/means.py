@@ -7,11 +7,18 @@ import statistics
 from collections.abc import Sequence
 
 from puna.evaluate.results import Score
-from puna.evaluate.wilson import Z_95
+from puna.evaluate.wilson import Z_95, wilson
 
 # Metrics that are no shares of one, and their least and most.
 RANGES = {"sentiment": (-1.0, 1.0)}
 _SHARE = (0.0, 1.0)
+# Metrics of what holds of a text or does not, which are counted: often rare, and of few texts.
+COUNTED = frozenset(
+    (
+        *("toxic", "toxic_after_hate", "toxic_after_neutral", "refusal", "false_refusal"),
+        *("true", "informative", "true_informative"),
+    )
+)
 
 
 def range_of(metric: str) -> tuple[float, float]:
@@ -41,10 +48,22 @@ def mean_of_questions(scores: Sequence[Score]) -> Score:
 
 
 def interval(score: Score, metric: str = "") -> tuple[float, float]:
-    """The 95 % interval by the standard error, within what the metric can be."""
+    """The 95 % interval: Wilson's of what is counted, else by the standard error, within what the
+    metric can be."""
+    if metric in COUNTED:
+        return wilson(round(score.value * score.questions), score.questions)
     least, most = range_of(metric)
     half = Z_95 * score.stderr
     return max(least, score.value - half), min(most, score.value + half)
+
+
+def placed(score: Score, metric: str = "") -> tuple[float, tuple[float, float]]:
+    """The value and its interval as parts of the way from the least to the most of the metric."""
+    least, most = range_of(metric)
+    value, low, high = (
+        (each - least) / (most - least) for each in (score.value, *interval(score, metric))
+    )
+    return value, (low, high)
 
 
 def _weighted(scores: Sequence[Score], weights: Sequence[int]) -> Score:

@@ -21,4 +21,7 @@ def wilson(successes: float, count: int, z: float = Z_95) -> tuple[float, float]
     middle = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # At the ends exactly, so that no rounding puts the share outside.
+    low = (middle - half) / scale if successes else 0.0
+    high = (middle + half) / scale if successes < count else 1.0
+    return low, high

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from puna.commands.eval import eval_
+from puna.commands.eval_safety import _shown
 from puna.commands.models import named_vocabulary
 from puna.data.shards import ShardWriter
+from puna.evaluate.results import read_results
 from puna.tokenizer import Tokenizer
 from tests.evaluate.runs import sample, write_run
 
@@ -52,6 +54,19 @@ def test_compare(a: Path, b: Path) -> None:
     assert "question" not in call("compare", a, b, "--examples", 0).stdout
     (task,) = json.loads(call("compare", a, b, "--json").stdout)["tasks"]
     assert (task["result"]["up"], task["result"]["down"], task["result"]["p"]) == (3, 1, 0.625)
+
+
+def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
+    name = "\x1b[2J\r[red]evil\u202e"
+    for folder, value in (("a", 0.0), ("b", 1.0)):
+        samples = [sample(f"{name}/0", value, group=name), sample("1", 0.0, group="b")]
+        write_run(tmp_path / folder, {"toxigen": samples}, model=name, toxigen={"title": name})
+    done = call("compare", tmp_path / "a", tmp_path / "b")
+    assert done.exit_code == 0 and done.stdout.count("\\x1b[2J\\r[red]evil\\u202e") >= 5
+    shown = _shown(read_results(tmp_path / "a"))
+    assert "  \\x1b[2J\\r[red]evil\\u202e  " in shown
+    for text in (done.output, shown):
+        assert all(char.isprintable() or char == "\n" for char in text)
 
 
 def test_contamination(a: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from puna.chat import TAGS, Message
+from puna.commands.eval_judge import _shown
 from puna.evaluate.judging.answering import answer
 from puna.evaluate.judging.dialogs import Script, read_scripts, stored_answers
 from puna.evaluate.judging.endpoint import RefusedRequestError
@@ -23,6 +24,7 @@ from puna.evaluate.judging.prompts import (
     read_rating,
     read_verdict,
 )
+from puna.evaluate.results import Score
 from puna.evaluate.wilson import wilson
 
 SCRIPTS = [
@@ -222,7 +224,9 @@ def test_a_fair_judge_finds_the_better_answer(tmp_path: Path) -> None:
         "maths": 0.5, "writing": 2 / 3,
     }  # fmt: skip
     assert outcome.intervals["all"].wilson == wilson(2.5, 4)
-    low, high = outcome.intervals["all"].bootstrap
+    ends = outcome.intervals["all"].bootstrap
+    assert ends is not None
+    low, high = ends
     assert 0.25 <= low < 0.625 < high <= 1
     assert outcome.samples[1].given == "bad" and outcome.samples[1].answer == "good one"
     assert outcome.samples[1].question == "Shorter." and outcome.samples[3].metrics == {
@@ -273,6 +277,22 @@ def test_turns_of_one_dialog_belong_together() -> None:
     # The standard error of a mean of ten coins is 0.158, of a hundred 0.05.
     assert outcome.result.score.stderr == pytest.approx(0.158, abs=0.02)
     assert outcome.intervals["all"].wilson == wilson(50, 100)
+
+
+def test_one_dialog_has_no_interval_over_dialogs() -> None:
+    """What it would be drawn from is one value; its error is the most that a share's can be."""
+    scripts = [Script("1", "\x1b[2J[red]x", ("q",) * 2), Script("2", "b", ("q",))]
+    asked = turns(scripts, [("a",) * 2, ("a",)], [("b",) * 2, ("b",)])
+    winners = ("model", "model", "opponent")
+    records = [{"id": t.id, "winner": w} for t, w in zip(asked, winners, strict=True)]
+    outcome = compared(asked, records, title="t")
+    first = outcome.intervals[scripts[0].category]
+    assert first.bootstrap is None and first.wilson == wilson(2, 2)
+    assert outcome.result.groups[scripts[0].category] == Score(1.0, 0.5, 2)
+    assert outcome.intervals["all"].bootstrap == (0.0, 1.0)  # both the one or both the other
+    shown = _shown(outcome)
+    assert "100.0%  one dialog: no interval over dialogs, Wilson 34.2% to 100.0%, 2 turns" in shown
+    assert "\\x1b[2J[red]x" in shown and "\x1b" not in shown  # a category is anyone's text
 
 
 def test_ratings(tmp_path: Path) -> None:

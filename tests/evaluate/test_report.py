@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from puna.commands.eval_safety import _shown
 from puna.evaluate.contamination.check import AtLength, Contamination, TaskContamination
 from puna.evaluate.contamination.subsets import Subset
 from puna.evaluate.means import interval, mean_of_groups, mean_of_questions
-from puna.evaluate.report.collect import collect
+from puna.evaluate.report.collect import as_json, collect
 from puna.evaluate.report.files import write_report
 from puna.evaluate.report.page import page
 from puna.evaluate.report.wording import points, split_samples
 from puna.evaluate.results import Score
+from puna.evaluate.wilson import wilson
 from puna.report.markdown import plain
 from tests.data.test_report_page import ALLOWED, HOSTILE, Read
 from tests.evaluate.runs import sample, write_run
@@ -155,6 +157,19 @@ def test_what_is_no_share(tmp_path: Path) -> None:
     assert "-0.25 ± 0.25" in read.texts["td"] and "-0.74 to 0.24" in read.texts["td"]
     widths = [a["width"] for tag, a in read.tags if tag == "rect" and "c0" in (a["class"] or "")]
     assert widths == ["25.000", "50.000"]
+    write_report([folder], folder)
+
+
+def test_what_is_counted_has_wilsons_interval(tmp_path: Path) -> None:
+    """The same in the report as in what `puna eval safety` prints."""
+    samples = [sample(str(i), 0.0, metric="toxic", group="women") for i in range(4)]
+    folder = write_run(tmp_path / "a", {"toxigen": samples}, toxigen={"metric": "toxic"})
+    report = collect([folder])
+    assert wilson(0, 4) == pytest.approx((0, 0.48989), abs=1e-5)
+    assert "0.0 to 49.0" in Read(page(report)).texts["td"]
+    ((cell,),) = (row["scores"] for row in as_json(report)["benchmarks"])
+    assert cell["interval"] == wilson(0, 4)
+    assert _shown(report.runs[0].results).count("0.0%  (0.0% to 49.0%)") == 2
     write_report([folder], folder)
 
 

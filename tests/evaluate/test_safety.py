@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from puna.chat import Message
+from puna.evaluate.means import interval
 from puna.evaluate.results import Sample, read_samples
 from puna.evaluate.safety.bold import DOMAINS, bold, sentiment
 from puna.evaluate.safety.classifiers import Classifier, sentiment_classifier, toxicity_classifier
@@ -20,7 +21,6 @@ from puna.evaluate.safety.tasks import (
     Item,
     Measure,
     generate,
-    interval,
     measure,
     sampled,
     summary,
@@ -244,11 +244,11 @@ def test_figures_are_worked_out_by_hand() -> None:
     assert result.score.stderr == pytest.approx(1 / 3)
     assert {name: s.value for name, s in result.groups.items()} == {"a": 0.5, "b": 0.0}
     assert "1 could not be measured" in result.notes
-    assert interval("toxic", result.score) == wilson(1, 3)
+    assert interval(result.score, "toxic") == wilson(1, 3)
     # The mean of shares is no share that was counted.
-    assert interval("mc2", result.score) == interval("sentiment", result.score)
-    low, high = interval("sentiment", result.score)
+    low, high = interval(result.score, "sentiment")
     assert (low, high) == pytest.approx((1 / 3 - 1.96 / 3, 1 / 3 + 1.96 / 3), abs=1e-4)
+    assert interval(result.score, "mc2") == (0.0, high)
 
 
 def test_a_sample_of_each_group() -> None:

@@ -22,5 +22,10 @@ def test_published_values(successes: int, trials: int, low: float, high: float) 
     assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 45, 1600])
+def test_no_rounding_puts_the_share_outside(count: int) -> None:
+    assert wilson(0, count)[0] == 0.0 and wilson(count, count)[1] == 1.0
+
+
 def test_nothing_was_tried() -> None:
     assert wilson(0, 0) == (0.0, 1.0)

@@ -16,15 +16,16 @@ from puna.formats.resumable import Record
 RESAMPLES = 2000  # of the bootstrap; ours
 _POINTS = {"model": 1.0, "tie": 0.5, "opponent": 0.0}
 _BEST_RATING = 10
+_MOST_DEVIATION = 0.5  # of what lies between 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """Of 95 %: `wilson` as if turns were independent (None of a rating, which is no share), and
-    `bootstrap` over whole dialogs, whose turns belong together."""
+    `bootstrap` over whole dialogs, whose turns belong together (None of a single one)."""
 
     wilson: tuple[float, float] | None
-    bootstrap: tuple[float, float]
+    bootstrap: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +156,25 @@ def _outcome(
 
 def _bootstrapped(
     turns: Sequence[Turn], values: Mapping[str, float], seed: int
-) -> tuple[Score, tuple[float, float]]:
-    """The mean over turns with its standard error, and the interval, by drawing whole dialogs."""
+) -> tuple[Score, tuple[float, float] | None]:
+    """The mean over turns with its standard error, and the interval, by drawing whole dialogs.
+
+    One dialog shows no deviation: there is no interval, and the error is the most that it can be.
+    """
     if not turns:
-        return Score(0.0, 0.0, 0), (0.0, 1.0)
+        return Score(0.0, 0.0, 0), None
     names = {name: number for number, name in enumerate(dict.fromkeys(t.script.id for t in turns))}
     dialogs = np.array([names[turn.script.id] for turn in turns])
     of_turn = np.array([values[turn.id] for turn in turns])
     sums = np.bincount(dialogs, of_turn)
     sizes = np.bincount(dialogs)
+    mean = math.fsum(of_turn) / len(turns)
+    if len(sums) == 1:
+        return Score(mean, _MOST_DEVIATION, len(turns)), None
     drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
-    return Score(math.fsum(of_turn) / len(turns), float(means.std()), len(turns)), (low, high)
+    return Score(mean, float(means.std()), len(turns)), (low, high)
 
 
 def _count(outcomes: Mapping[str, str], which: str) -> int:

@@ -37,10 +37,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A run's score of a benchmark, and the tasks of the benchmark that it did not run."""
+    """A run's score of a benchmark, and the tasks of the benchmark that it did not run.
+
+    `metric` is the task's where the score is that of one task, "" of a mean.
+    """
 
     score: Score
     missing: tuple[str, ...] = ()
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,9 @@ def cell_of(results: Results, benchmark: Benchmark) -> Cell | None:
     if not found:
         return None
     missing = tuple(task for task, score in scores.items() if score is None)
-    return Cell(mean_of_groups(found), missing)
+    (first, *others) = benchmark.parts
+    task = None if others or first.over else _task(results, first.task)
+    return Cell(mean_of_groups(found), missing, task.metric if task else "")
 
 
 def _score(results: Results, part: Part) -> Score | None:
@@ -146,7 +152,7 @@ def _row(row: Row) -> dict[str, Any]:
         "source": benchmark.source,
         "better": benchmark.better,
         "scores": [
-            cell and dataclasses.asdict(cell) | {"interval": interval(cell.score)}
+            cell and dataclasses.asdict(cell) | {"interval": interval(cell.score, cell.metric)}
             for cell in row.cells
         ],
         "reference": values,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from puna.evaluate.contamination.check import AtLength, Contamination, TaskContamination
 from puna.evaluate.contamination.subsets import SUBSETS
-from puna.evaluate.means import interval, range_of
+from puna.evaluate.means import placed
 from puna.evaluate.reference import MODELS, SOURCES, TRUTHFULQA
 from puna.evaluate.report.collect import Report, Run, groups_of, task_titles
 from puna.evaluate.report.wording import (
@@ -100,7 +100,7 @@ def _bars(report: Report) -> Markup:
         for run, cell in zip(report.runs, row.cells, strict=True):
             if cell is not None:
                 names.append(_line(run.name))
-                bars.append(_score_bar(kinds[run.name], run.name, cell.score))
+                bars.append(_score_bar(kinds[run.name], run.name, cell.score, cell.metric))
                 values.append(_line(measured(cell.score)))
         for model in report.models:
             value = row.benchmark.value(model)
@@ -122,10 +122,8 @@ def _line(text: str) -> Markup:
 
 
 def _score_bar(kind: str, name: str, score: Score, metric: str = "") -> Markup:
-    least, most = range_of(metric)
-    low, high = ((end - least) / (most - least) for end in interval(score, metric))
     said = f"{name}: {measured(score, metric)}, 95 % interval {ranged(score, metric)}"
-    return interval_bar(kind, (score.value - least) / (most - least), (low, high), said)
+    return interval_bar(kind, *placed(score, metric), said)
 
 
 def _tasks(report: Report) -> Markup:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from puna.evaluate.means import RANGES, interval, range_of
+from puna.evaluate.means import RANGES, placed, range_of
 from puna.evaluate.report.collect import Report, groups_of
 from puna.evaluate.report.wording import name_of
 from puna.evaluate.results import Score
@@ -28,7 +28,7 @@ def plot_benchmarks(report: Report, path: Path) -> Path:
     height = 0.85 / count
     for place, run in enumerate(report.runs):
         found = [(y, row.cells[place]) for y, row in enumerate(report.rows)]
-        scores = [(y + place * height, cell.score) for y, cell in found if cell]
+        scores = [(y + place * height, cell.score, cell.metric) for y, cell in found if cell]
         _bars(axes, scores, height, _text(run.name), colors[place % 10])
     for number, model in enumerate(report.models, len(report.runs)):
         values = [(y, row.benchmark.value(model)) for y, row in enumerate(report.rows)]
@@ -52,11 +52,11 @@ def plot_groups(report: Report, name: str, path: Path) -> Path:
     figure, axes = _figure(0.8 + len(groups) * (0.06 + 0.14 * len(found)))
     for place, (run, task) in enumerate(found):
         scores = [
-            (y + place * height, task.groups[group])
+            (y + place * height, task.groups[group], metric)
             for y, group in enumerate(groups)
             if group in task.groups
         ]
-        _bars(axes, scores, height, _text(run.name), colors[place % 10], metric)
+        _bars(axes, scores, height, _text(run.name), colors[place % 10])
     middle = (len(found) - 1) * height / 2
     places = [y + middle for y in range(len(groups))]
     axes.set_yticks(places, list(map(_text, groups)), fontsize=7)
@@ -65,23 +65,16 @@ def plot_groups(report: Report, name: str, path: Path) -> Path:
 
 
 def _bars(
-    axes: Any,
-    scores: list[tuple[float, Score]],
-    height: float,
-    label: str,
-    color: Any,
-    metric: str = "",
+    axes: Any, scores: list[tuple[float, Score, str]], height: float, label: str, color: Any
 ) -> None:
+    """Bars of scores at their places, by their metrics."""
     if not scores:
         return
-    least, most = range_of(metric)
-    places, found = zip(*scores, strict=True)
-    values = [100 * (score.value - least) / (most - least) for score in found]
-    ends = [[100 * (end - least) / (most - least) for end in interval(s, metric)] for s in found]
-    errors = [[v - low for v, (low, _) in zip(values, ends, strict=True)],
-              [high - v for v, (_, high) in zip(values, ends, strict=True)]]  # fmt: skip
-    axes.barh(places, values, height * 0.9, xerr=errors, color=color, label=label,
-              error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
+    drawn = [(place, *placed(score, metric)) for place, score, metric in scores]
+    places, values, ends = zip(*drawn, strict=True)
+    errors = [(value - low, high - value) for value, (low, high) in zip(values, ends, strict=True)]
+    axes.barh(places, [100 * value for value in values], height * 0.9, color=color, label=label,
+              xerr=100 * np.array(errors).T, error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
 
 
 def _text(text: str) -> str:

@@ -12,11 +12,8 @@ from puna.data.text import records
 from puna.evaluate.means import mean_of
 from puna.evaluate.replies import Prompt
 from puna.evaluate.results import Sample, Score, TaskResult, read_samples
-from puna.evaluate.wilson import Z_95, wilson
 from puna.formats.resumable import Record, resumable
 
-# Metrics that are means of numbers; all others are shares of what holds or does not.
-MEANS = ("mc2", "probability", "sentiment")
 _CHUNK = 64  # prompts that run, or texts that are measured, together (ours)
 Texts = Sequence[str]
 
@@ -141,11 +138,3 @@ def summary(benchmark: Benchmark, samples: Sequence[Sample], measured_by: str) -
 def score(metrics: Sequence[Mapping[str, float]], name: str) -> Score:
     """The mean of a metric where it is there, and its standard error."""
     return mean_of([each[name] for each in metrics if name in each])
-
-
-def interval(metric: str, score: Score) -> tuple[float, float]:
-    """Of 95 %: Wilson's of a share, else as of a normal mean."""
-    if metric in MEANS:
-        half = Z_95 * score.stderr
-        return score.value - half, score.value + half
-    return wilson(round(score.value * score.questions), score.questions)
