@@ -1,8 +1,8 @@
 """200 real questions of each of the leaderboard's tasks: Puna against lm-eval with transformers.
 
 The same weights in float32, as a Hugging Face folder and as GGUF; asked as a base model and in
-dialogs. Contexts of 512 cut most prompts, on both sides. stories260K takes minutes, the shipped
-model an hour.
+dialogs. Contexts of 512 cut most prompts, on both sides. Both are held against float64 where they
+are farthest apart. stories260K takes minutes, the shipped model an hour.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from puna.evaluate.harness.running import run
 from puna.evaluate.results import read_samples
 from puna.evaluate.tasks.table import task_of
 from puna.hub.locate import shipped_path
+from tests.evaluate.float64 import Float64
 from tests.evaluate.lm_eval_hf import (
     asked_of_transformers,
     differences,
@@ -28,8 +29,9 @@ from tests.evaluate.test_harness import LEADERBOARD, settings_of, watch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 
-# How far a log-likelihood may be off; of 512 pieces an ending takes hundreds, and float32 adds up.
+# How far log-likelihoods may be apart; of 512 pieces an ending takes hundreds, and float32 adds up.
 TOLERANCE = {"stories260K": 2e-4, "cria": 1e-4}
+FARTHEST = 8  # endings that are asked in float64 too
 
 
 @pytest.fixture(scope="module", params=list(TOLERANCE))
@@ -56,11 +58,26 @@ def test_two_hundred_questions(
         folder, tasks=(name,), data=str(shared / "eval"), questions=200, chat=chat
     )
     theirs = asked_of_transformers(transformers, name, settings)
+    asked = [pair for found in theirs for pair in found["arguments"]]
+    answers = [answer[0] for found in theirs for answer in found["filtered_resps"]]
+    exact = Float64(folder / "hf")
     for source in ("hf", "f32.gguf"):
         run(settings, LLM(folder / source), tmp_path / source, watch)
         ours = list(read_samples(tmp_path / source, name))
         assert len(ours) == 200
         apart = differences(ours, theirs, task_of(name).metric)
-        print(f"{name} {'chat' if chat else 'base'} {source}: {len(apart)} endings, {max(apart)}")
+        mine = [logprob for sample in ours for logprob in sample.logprobs or ()]
+        off = []
+        for index in sorted(range(len(apart)), key=apart.__getitem__)[-FARTHEST:]:
+            context, ending = transformers._encode_pair(*asked[index])
+            room = transformers.max_length + 1 - len(ending)
+            right = exact.logprob(context[-room:], ending)
+            off.append((abs(mine[index] - right), abs(answers[index] - right)))
+        print(
+            f"{folder.name} {name} {'chat' if chat else 'base'} {source}: {len(apart)} endings at "
+            f"most {max(apart):.2e} apart; where farthest, from float64: Puna "
+            f"{max(own for own, _ in off):.2e}, transformers {max(other for _, other in off):.2e}"
+        )
+        assert max(own for own, _ in off) < 1e-4
         name_of_model = next(model for model in TOLERANCE if model in folder.name)
         assert max(apart) < TOLERANCE[name_of_model]
