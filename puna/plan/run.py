@@ -19,11 +19,10 @@ from puna.plan.failures import (
     reliability,
 )
 from puna.plan.memory import layer_parameters
-from puna.plan.network import Group
 from puna.plan.schedule import run_layers
 from puna.plan.search import Found, Run
 from puna.plan.simulate import Spread, expected_maximum, simulate_runs, simulate_steps
-from puna.plan.step import SPREAD
+from puna.plan.step import SPREAD, exchange
 from puna.plan.train import plan_train
 
 _MOST_STAGES = 256  # and pieces, of a step that is played through
@@ -217,24 +216,25 @@ def overlap(run: Run, found: Found) -> Overlap:
     """
     config, choice, cluster = run.model, found.choice, run.kernels.cluster
     layout, layers = choice.layout, config.num_layers // choice.layout.pp
-    block = layer_parameters(config) / layout.tp
-    shards = Group(cluster, layout.fsdp * layout.cp, layout.tp)
-    replicas = Group(cluster, layout.dp, layout.tp * layout.fsdp * layout.cp)
-    gather = shards.gather(2 * block)
-    scatter = shards.gather(4 * block) + replicas.sum(4 * block / shards.size)
+    sent = exchange(cluster, layout, layer_parameters(config) / layout.tp)
     if layout.pp > 1:
-        return Overlap(layers * (gather + scatter), layers * (gather + scatter))
+        every = layers * (sent.gather + sent.scatter + sent.add)
+        return Overlap(every, every)
     times = layer_seconds(
         run.kernels, config, choice.micro_batch_size, layout.tp, layout.cp, choice.recompute
     )
     talk = (found.step.tensor + found.step.context) / (choice.num_pieces * layers)
     forward = times.forward + talk / 3
     backward = times.backward + times.again + talk * 2 / 3
-    shown = run_layers([forward] * layers, [gather] * layers, [0.0] * layers)
-    shown += run_layers([backward] * layers, [gather] * layers, [scatter] * layers)
-    shown -= layers * (forward + backward)
-    every = choice.num_pieces * layers * (2 * gather + scatter)
-    return Overlap(every, choice.num_pieces * shown)
+
+    def shown(computing: float, scatter: float) -> float:
+        whole = run_layers([computing] * layers, [sent.gather] * layers, [scatter] * layers)
+        return whole - layers * computing
+
+    pieces = choice.num_pieces
+    every = layers * (pieces * (2 * sent.gather + sent.scatter) + sent.add)
+    waited = pieces * shown(forward, 0.0) + (pieces - 1) * shown(backward, sent.scatter)
+    return Overlap(every, waited + shown(backward, sent.scatter + sent.add))
 
 
 # ValueError where nothing fits

@@ -1,8 +1,8 @@
 """How long a step of training takes in a layout: computing, and what of talking is not hidden.
 
 Weights are gathered and gradients scattered a block at a time, behind the block before (FSDP2);
-groups that share matrices or windows wait for their collectives; a pipeline waits to be filled and
-emptied; all wait for the slowest.
+replicas add theirs up once a step; groups that share matrices or windows wait for their
+collectives; a pipeline waits to be filled and emptied; all wait for the slowest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 from puna.config import ModelConfig
 from puna.plan.compute import Kernels, head_seconds, layer_seconds, update_seconds
+from puna.plan.hardware import Cluster
 from puna.plan.layout import Layout
 from puna.plan.memory import layer_parameters
 from puna.plan.network import Group
@@ -47,6 +48,25 @@ class StepTime:
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds in which shards gather weights in bf16, scatter their gradients' sums in fp32, and
+    replicas add these up: the first two for each piece of a batch, the last after its last piece
+    (`train/several.py`, `accumulate`)."""
+
+    gather: float
+    scatter: float
+    add: float
+
+
+def exchange(cluster: Cluster, layout: Layout, weights: float) -> Exchange:
+    """Of so many weights of a rank of the tensor group."""
+    shards = Group(cluster, layout.fsdp * layout.cp, layout.tp)
+    replicas = Group(cluster, layout.dp, layout.tp * shards.size)
+    add = replicas.sum(4 * weights / shards.size)
+    return Exchange(shards.gather(2 * weights), shards.gather(4 * weights), add)
+
+
 def step_time(
     config: ModelConfig,
     kernels: Kernels,
@@ -58,9 +78,6 @@ def step_time(
 ) -> StepTime:
     """A step of `num_pieces` pieces of `micro_batch_size` windows a data-parallel rank."""
     cluster, tp, cp, pp = kernels.cluster, layout.tp, layout.cp, layout.pp
-    shards = Group(cluster, layout.fsdp * cp, tp)
-    replicas = Group(cluster, layout.dp, tp * shards.size)
-
     n = micro_batch_size * config.context_length // cp
     layers = config.num_layers // pp
     block = layer_parameters(config) / tp
@@ -77,21 +94,20 @@ def step_time(
     forward = layer.forward + (tensor + context) / 3
     backward = layer.backward + layer.again + (tensor + context) * 2 / 3
 
-    gathering = shards.gather(2 * block)
-    scattering = shards.gather(4 * block) + replicas.sum(4 * block / shards.size)
+    inner, outer = exchange(cluster, layout, block), exchange(cluster, layout, ends)
     # FSDP2 copies into and out of what is sent, and adds up: 14 bytes a weight.
     copies = 14 * block / kernels.copy_rate
-    root = shards.gather(2 * ends) + shards.gather(4 * ends)
-    root += replicas.sum(4 * ends / shards.size) + 14 * ends / kernels.copy_rate
+    root = outer.gather + outer.scatter + 14 * ends / kernels.copy_rate
     waiting = 0.0
     if pp == 1:
-        shown = max(0.0, gathering - forward) + max(0.0, gathering + scattering - backward)
-        behind = 2 * gathering + scattering - shown
-        data = num_pieces * (layers * (shown + _SLOWED * behind + copies) + root)
+        scattered = _behind(inner.gather + inner.scatter, backward)
+        piece = layers * (_behind(inner.gather, forward) + scattered + copies) + root
+        added = _behind(inner.gather + inner.scatter + inner.add, backward) - scattered
+        data = num_pieces * piece + layers * added + outer.add
     else:
         # Weights are gathered for the first piece, gradients scattered after the last.
-        data = layers * (gathering + scattering + copies) + root
-        stages = Group(cluster, pp, tp * shards.size * layout.dp)
+        data = layers * (inner.gather + inner.scatter + inner.add + copies) + root + outer.add
+        stages = Group(cluster, pp, layout.num_ranks // pp)
         messages = 2 * stages.pass_on(2.0 * n * config.dim / tp)
         # The last stage has the head besides, and the others wait for it.
         piece = layers * (forward + backward) + head + messages
@@ -104,10 +120,16 @@ def step_time(
         context=blocks * context,
         data=data,
         pipeline=waiting,
-        update=update_seconds(kernels, (layers * block + ends) / shards.size),
+        update=update_seconds(kernels, (layers * block + ends) / (layout.fsdp * cp)),
         rest=0.0,
     )
     return dataclasses.replace(spent, rest=spent.total * (drag(cluster.count) - 1))
+
+
+def _behind(talk: float, computing: float) -> float:
+    """Seconds that talk behind so much computing costs: what it is longer, and what it slows."""
+    shown = max(0.0, talk - computing)
+    return shown + _SLOWED * (talk - shown)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from puna.plan.compute import Kernels, layer_seconds, product_seconds
 from puna.plan.hardware import Cluster, device
 from puna.plan.layout import Layout
 from puna.plan.network import Group
-from puna.plan.step import StepTime, step_time
+from puna.plan.step import StepTime, exchange, step_time
 
 A100 = Cluster(device("a100-80g"), 64)
 KERNELS = Kernels(A100)
@@ -71,3 +71,25 @@ def test_each_kind_waits_for_its_own() -> None:
     assert few.pipeline / few.compute == pytest.approx(3 / 8, rel=0.1)
     assert many.pipeline / many.compute == pytest.approx(3 / 64, rel=0.4)
     assert plain.total == pytest.approx(plain.compute + plain.data + plain.update + plain.rest)
+
+
+def test_replicas_add_up_once_a_step() -> None:
+    """As `Several.accumulate` has it: shards scatter every piece's gradients, replicas add the sums
+    up after the last."""
+    layout = Layout(dp=2, fsdp=8)
+    sent = exchange(A100, layout, 1e9)
+    assert sent.gather == pytest.approx(2e9 * 7 / 8 / 231e9, rel=0.01)
+    assert sent.scatter == pytest.approx(2 * sent.gather, rel=0.01)
+    # The two nodes' members of each of 8 pairs, over a network of their own.
+    assert sent.add == pytest.approx(4e9 / 8 / 22.5e9, rel=0.01)
+    slow = Kernels(Cluster(device("a100-80g"), 16, network=0.25))
+
+    def data(line: str, pieces: int) -> float:
+        return step_time(
+            preset("7b"), slow, Layout.parse(line), micro_batch_size=1, num_pieces=pieces,
+            recompute="none",
+        ).data  # fmt: skip
+
+    more = {line: data(line, 9) - data(line, 1) for line in ("dp=2 fsdp=8", "fsdp=16")}
+    # Eight more pieces talk in the nodes alone.
+    assert more["dp=2 fsdp=8"] < 0.5 * data("dp=2 fsdp=8", 1) < more["fsdp=16"]
