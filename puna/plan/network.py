@@ -14,6 +14,10 @@ from puna.plan.hardware import Cluster
 # 190 of 200 between nodes of eight (nccl-tests, bus bandwidth of large messages).
 _LINKS, _NETWORK = 0.77, 0.90
 _HOP, _FAR_HOP = 2e-6, 6e-6  # s a step, in a node and between nodes; *ours*
+# Of an all-reduce in a node, which few bytes go through fast: its beginning, and a step over NVLink
+# and over PCI Express. Source: NCCL, src/graph/tuning.cc, ring, LL.
+_BEGIN, _NVLINK_HOP, _PCI_HOP = 6.6e-6, 0.6e-6, 1.0e-6
+_SLOW_LINK = 64  # GB/s one way, below which a link is PCI Express
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ class Group:
 
     def sum(self, whole: float) -> float:
         """An all-reduce of `whole` bytes."""
-        return 2 * self.gather(whole)
+        if self.size == 1 or not self.in_one_node:
+            return 2 * self.gather(whole)
+        hop = _PCI_HOP if self.cluster.device.link <= _SLOW_LINK else _NVLINK_HOP
+        return _BEGIN + 2 * (self.size - 1) * (whole / self.size / self.rate + hop)
 
     def pass_on(self, size: float) -> float:
         """One message to the next member."""

@@ -15,18 +15,12 @@ from typing import Any
 
 from puna.config import ModelConfig
 from puna.plan.counts import forward_flops
-from puna.plan.hardware import Device
+from puna.plan.hardware import Cluster, Device
+from puna.plan.network import Group
 from puna.plan.weights import Weights, kv_bytes
 
 # Of a device's memory, what weights, keys and values may take: vLLM's default.
 MEMORY_SHARE = 0.9
-# Below so many GB/s one way a link is PCI Express, which has other latencies than NVLink.
-_SLOW_LINK = 64
-# Microseconds of an all-reduce of few bytes in a ring: a beginning, and each of 2 (n - 1) hops.
-# Source: NCCL, src/graph/tuning.cc, ring, LL.
-_ALL_REDUCE_BEGIN, _HOP_NVLINK, _HOP_PCI = 6.6e-6, 0.6e-6, 1.0e-6
-# Of a link's rate, what large collectives reach: 235 of 300 GB/s between A100s (the same file).
-_LINK_SHARE = 235 / 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +73,8 @@ class Setting:
         heads = self.config.num_heads
         if self.ways < 1 or heads % self.ways:
             raise ValueError(f"{heads} heads do not divide among {self.ways} devices")
+        if self.ways > 1 and not self.device.link:
+            raise ValueError(f"{self.device.name} has no link to others; use one device")
         if not 1 <= self.context <= self.config.context_length:
             raise ValueError(
                 f"a context of {self.context} positions is none of this model's, which was trained "
@@ -125,18 +121,6 @@ class Setting:
         return best * 1e12 * self.runs.product_share
 
 
-def all_reduce_seconds(num_bytes: float, device: Device, ways: int) -> float:
-    """Of so many bytes among devices of a node."""
-    if ways == 1:
-        return 0.0
-    hop = _HOP_PCI if device.link <= _SLOW_LINK else _HOP_NVLINK
-    hops = 2 * (ways - 1)
-    rate = device.link * 1e9 * _LINK_SHARE
-    if not rate:
-        raise ValueError(f"{device.name} has no link to others; use one device")
-    return _ALL_REDUCE_BEGIN + hops * hop + hops / ways * num_bytes / rate
-
-
 def step_seconds(setting: Setting, users: int, context: float | None = None) -> float:
     """Of a step that gives each of `users` sequences, `context` long (None: full), a token."""
     config, engine = setting.config, setting.runs
@@ -163,7 +147,8 @@ def first_token_seconds(setting: Setting) -> float:
 def _overheads(setting: Setting, rows: int) -> float:
     """Of a step over so many rows: what layers cost besides, and their all-reduces."""
     config, engine = setting.config, setting.runs
-    reduces = 2 * all_reduce_seconds(2 * rows * config.dim, setting.device, setting.ways)
+    node = Cluster(setting.device, setting.ways, per_node=setting.ways)
+    reduces = 2 * Group(node, setting.ways, 1).sum(2 * rows * config.dim)
     return engine.step_seconds + config.num_layers * (engine.layer_seconds + reduces)
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from puna.config import PRESETS, ModelConfig, preset
 from puna.plan.counts import forward_flops
-from puna.plan.hardware import DEVICES, DoesNotFitError, device
+from puna.plan.hardware import DEVICES, Cluster, Device, DoesNotFitError, device
+from puna.plan.network import Group
 from puna.plan.serve import (
     Engine,
     Setting,
-    all_reduce_seconds,
     best_batch,
     first_token_seconds,
     speed,
@@ -53,9 +53,13 @@ def test_overheads_are_those_of_layers() -> None:
     assert 1 / speed(here, 1).each == pytest.approx(plain + 0.034)
 
 
+def all_reduce(num_bytes: float, among: Device, ways: int) -> float:
+    return Group(Cluster(among, ways), ways, 1).sum(num_bytes)
+
+
 def test_sharing_a_model_divides_what_is_read_and_adds_all_reduces() -> None:
     one, four = setting(), setting(ways=4)
-    reduce = all_reduce_seconds(2 * 4096, A100, 4)
+    reduce = all_reduce(2 * 4096, A100, 4)
     assert reduce == pytest.approx(6.6e-6 + 6 * 0.6e-6, rel=0.02)
     assert 1 / speed(four, 1).each == pytest.approx(1 / speed(one, 1).each / 4 + 64 * reduce)
     assert four.user_bytes == one.user_bytes / 4
@@ -65,9 +69,11 @@ def test_sharing_a_model_divides_what_is_read_and_adds_all_reduces() -> None:
 
 
 def test_a_large_all_reduce_takes_what_the_link_carries() -> None:
-    seconds = all_reduce_seconds(1e9, A100, 8)
-    assert seconds == pytest.approx(2 * 7 / 8 * 1e9 / 235e9, rel=0.01)
-    assert all_reduce_seconds(1e9, device("a800-80g"), 8) == pytest.approx(1.5 * seconds, rel=0.01)
+    seconds = all_reduce(1e9, A100, 8)
+    assert seconds == pytest.approx(2 * 7 / 8 * 1e9 / 231e9, rel=0.01)
+    assert all_reduce(1e9, device("a800-80g"), 8) == pytest.approx(1.5 * seconds, rel=0.01)
+    with pytest.raises(ValueError, match="no link to others"):
+        setting(device=device("epyc-9654"), ways=2)
 
 
 def test_a_prompt_is_multiplied_at_once() -> None:
