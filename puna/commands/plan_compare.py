@@ -9,8 +9,10 @@ import click
 
 from puna.commands.options import json_option
 from puna.commands.plan_shared import show_json
+from puna.plan.compare import Line, read_plan
 from puna.plan.compare import compare as compare_plans
-from puna.plan.compare import read_plan
+
+_LONG = 24  # characters of a text that is too long for a cell
 
 
 @click.command()
@@ -32,20 +34,39 @@ def compare(plans: tuple[Path, ...], all_fields: bool, as_json: bool) -> None:
         click.echo("the plans are the same")
         return
 
+    _show([path.stem for path in plans], lines)
+
+
+def _show(names: list[str], lines: list[Line]) -> None:
+    """A table with a heading for the fields of each part of the plans; below it, what is words."""
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold")
-    for path in plans:
-        table.add_column(path.stem, justify="right", overflow="fold")
-    for line in lines:
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    words = [line for line in lines if any(_is_long(value) for value in line.values)]
+    heading = ""
+    for line in (line for line in lines if line not in words):
+        *parts, name = line.field.replace("_", " ").split(".")
+        if heading != (heading := " ".join(parts)):
+            table.add_row(heading, style="bold")
         cells = [
             _cell(value, ratio if number else None)
             for number, (value, ratio) in enumerate(zip(line.values, line.ratios, strict=True))
         ]
-        table.add_row(line.field.replace("_", " "), *cells)
-    Console(highlight=False).print(table)
+        table.add_row("  " * bool(parts) + name, *cells)
+    console.print(table)
+    for line in words:
+        console.print(f"\n[bold]{line.field.replace('_', ' ').replace('.', ' ')}[/bold]")
+        for name, value in zip(names, line.values, strict=True):
+            console.print(f"{name}: {_cell(value, None)}", markup=False)
+
+
+def _is_long(value: float | str | None) -> bool:
+    return isinstance(value, str) and len(value) > _LONG
 
 
 def _cell(value: float | str | None, ratio: float | None) -> str:
@@ -53,5 +74,6 @@ def _cell(value: float | str | None, ratio: float | None) -> str:
         return "-"
     if isinstance(value, str | bool):
         return str(value)
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    whole = isinstance(value, int) or 1000 <= abs(value) < 1e15
+    text = f"{value:,.0f}" if whole else f"{value:.4g}"
     return text if ratio is None else f"{text} ({ratio:.2f}x)"

@@ -11,7 +11,7 @@ import click
 
 from puna.commands.cache import cache_folder
 from puna.commands.options import json_option
-from puna.commands.plan_shared import device_of, seconds, show_json
+from puna.commands.plan_shared import device_of, seconds, show_json, weights_of
 from puna.commands.render import human_bytes
 from puna.config import PRESETS
 from puna.plan import machine
@@ -24,7 +24,7 @@ from puna.plan.hardware import DEVICES, Device, identify
 @click.option("--model", "-m", "models", multiple=True, metavar="MODEL",
               help="Only this preset; repeatable.")  # fmt: skip
 @click.option("--format", "formats", multiple=True, metavar="NAME",
-              help="Only this format; repeatable.")  # fmt: skip
+              help="Only this format: bf16, int8, q4_0, q4_k_m, ...; repeatable.")  # fmt: skip
 @click.option("--gpu", metavar="NAME", help="Ask of this device instead of the machine at hand.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="How many of --gpu.")  # fmt: skip
@@ -55,7 +55,9 @@ def fit(
     found = []
     for row, count, here in asked:
         engine_for = here.engine if here is not None else lambda config, stored: None
-        rows = fits(row, count, models or tuple(PRESETS), formats or None, engine_for, context)
+        rows = fits(
+            row, count, models or tuple(PRESETS), formats or None, engine_for, context, weights_of
+        )
         found.append((row, count, rows))
     if as_json:
         show_json(

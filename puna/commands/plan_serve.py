@@ -78,7 +78,7 @@ def serve(
         return plan_serve(
             config, stored, device, gpus, context=context, prompt=prompt, kv_type=kv_dtype,
             ways=ways, demanded=demanded, users=users, rates=cost_rates,
-            engine=engine_of(gpu, config, stored),
+            engine=engine_of(gpu, config, stored), weights_for=weights_of,
         )  # fmt: skip
 
     asked = [(form, context) for form in formats for context in (contexts or (None,))]

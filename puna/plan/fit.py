@@ -10,7 +10,7 @@ from puna.plan.counts import flops_per_token
 from puna.plan.hardware import Device, DoesNotFitError
 from puna.plan.serve import Engine
 from puna.plan.serve_plan import plan_serve
-from puna.plan.weights import Weights, weights
+from puna.plan.weights import Weights, WeightsFor, weights
 
 # What is tried, from the best: what a GPU's engine holds, and a CPU's.
 FORMATS = {
@@ -51,15 +51,19 @@ def fit(
     formats: Iterable[str] | None = None,
     engine_for: EngineFor = lambda config, stored: None,
     context: int | None = None,
+    weights_for: WeightsFor = weights,
 ) -> list[Fit]:
-    """A row for each model and each format; one row, without a format, where none fits."""
+    """A row for each model and each format; one row, without a format, where none fits.
+
+    ValueError for a format that `weights_for` does not know.
+    """
     rows = []
     for model in models:
         config = PRESETS[model]
         found = []
         for form in FORMATS[device.kind] if formats is None else formats:
             try:
-                stored = weights(config, form)
+                stored = weights_for(config, form)
                 plan = plan_serve(
                     config,
                     stored,

@@ -19,7 +19,7 @@ from puna.plan.serve import (
     speed,
     users_at,
 )
-from puna.plan.weights import Weights, kv_bytes, weights
+from puna.plan.weights import Weights, WeightsFor, kv_bytes, weights
 
 # What is proposed to who has too little memory, from the best; None fills no row of this kind.
 SMALLER = {"gpu": ("int8", "int4"), "cpu": ("f16", "q8_0", "q6_k", "q5_k", "q4_0", "q3_k", "q2_k")}
@@ -79,6 +79,7 @@ def plan_serve(
     users: int | None = None,
     engine: Engine | None = None,
     rates: Rates | None = None,
+    weights_for: WeightsFor = weights,
 ) -> ServePlan:
     """The plan; `context` is the model's by default, `prompt` an eighth of it, `ways` what serves
     most users at `demanded` tokens/s each.
@@ -95,7 +96,7 @@ def plan_serve(
     settings = [replace(start, ways=n) for n in _possible(config, device, devices, ways)]
     fitting = [setting for setting in settings if setting.most_users]
     if not fitting:
-        raise DoesNotFitError(_too_large(settings[-1], devices))
+        raise DoesNotFitError(_too_large(settings[-1], devices, weights_for))
     setting = max(
         fitting, key=lambda s: (users_at(s, demanded) * (devices // s.ways), speed(s, 1).each)
     )
@@ -155,7 +156,7 @@ def _possible(config: ModelConfig, device: Device, devices: int, ways: int | Non
     ]
 
 
-def _too_large(setting: Setting, devices: int) -> str:
+def _too_large(setting: Setting, devices: int, weights_for: WeightsFor) -> str:
     """By how much, and what would fit: another format, a shorter context, more devices."""
     missing = setting.user_bytes - setting.free_bytes
     share = "" if setting.ways == 1 else f" (1/{setting.ways} of the weights)"
@@ -165,14 +166,15 @@ def _too_large(setting: Setting, devices: int) -> str:
         f"{setting.device.name}{share}, {_gb(missing)} more than "
         f"{MEMORY_SHARE:.0%} of its {_gb(setting.device.memory_bytes)}; "
     )
-    return said + (" or ".join(_advice(setting, devices)) or "nothing known here would fit")
+    advice = _advice(setting, devices, weights_for)
+    return said + (" or ".join(advice) or "nothing known here would fit")
 
 
-def _advice(setting: Setting, devices: int) -> list[str]:
+def _advice(setting: Setting, devices: int, weights_for: WeightsFor) -> list[str]:
     found = []
     for name in SMALLER[setting.device.kind]:
         try:
-            smaller = replace(setting, weights=weights(setting.config, name))
+            smaller = replace(setting, weights=weights_for(setting.config, name))
         except ValueError:  # its blocks do not fill this model's rows
             continue
         if smaller.weights.total < setting.weights.total and smaller.most_users:

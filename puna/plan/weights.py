@@ -6,7 +6,7 @@ The room below `quantize` cannot ask it; a test holds this table against its tab
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from puna.config import ModelConfig
@@ -116,6 +116,10 @@ def weights(config: ModelConfig, name: str, types: Mapping[str, str] | None = No
         main.product,
         main.cpu_product,
     )
+
+
+# What a model is stored as by a format's name: `weights`, or what knows `quantize`'s mixes too.
+WeightsFor = Callable[[ModelConfig, str], Weights]
 
 
 def kv_bytes(config: ModelConfig, kv_type: str = "f16") -> int:

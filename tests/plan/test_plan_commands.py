@@ -10,7 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from puna.commands.plan import plan
+from puna.config import preset
 from puna.plan import machine
+from puna.quantize import mixes
+from puna.quantize.storage import STORAGE
 from tests.plan.test_fit_align_compare import HERE
 
 Run = Callable[..., str]
@@ -87,6 +90,20 @@ def test_this_machine_serves_and_fits(run: Run) -> None:
     assert named == here
 
 
+def test_mixes_fit_as_quantize_stores_them(run: Run) -> None:
+    asked = ("fit", "-m", "7b", "--gpu", "epyc-9654", "--format", "q4_k_m", "--format", "q8_0")
+    (found,) = json.loads(run(*asked, "--json"))["devices"]
+    config = preset("7b")
+    for line in found["fits"]:
+        types = mixes.storage_types(config, line["format"])[0]
+        shapes = config.tensor_shapes().items()
+        sizes = [STORAGE[types.get(name, "f32")].num_bytes(shape) for name, shape in shapes]
+        assert line["weight_bytes"] == sum(sizes)
+    assert "q4_k_m" in run(*asked)
+    with pytest.raises(ValueError, match="no format 'q4_k_xl'; there are: .*q4_k_m"):
+        run("fit", "-m", "7b", "--gpu", "epyc-9654", "--format", "q4_k_xl")
+
+
 def test_a_run_is_played_and_drawn(run: Run, tmp_path: Path) -> None:
     asked = ("simulate", "-m", "7b", "--gpus", "16", "--tokens", "100B", "--runs", "20")
     assert "goodput" in run(*asked)
@@ -110,7 +127,9 @@ def test_alignment_and_plans_side_by_side(run: Run, tmp_path: Path) -> None:
         plan_text = run("align", "-m", "7b", "--gpus", "8", "--gpu", gpu, "--json")
         (tmp_path / f"{name}.json").write_text(plan_text)
     files = tmp_path / "a.json", tmp_path / "b.json"
-    assert "stages.ppo.parts.generation" in run("compare", *files)
+    said = run("compare", *files)
+    assert "stages ppo parts" in said and "generation" in said
+    assert "b: AWS capacity blocks" in said  # words stand below the table
     lines = {line["field"]: line for line in json.loads(run("compare", *files, "--json"))["lines"]}
     assert lines["tokens_per_second"]["ratios"][1] > 1.5
     assert run("compare", files[0], files[0]) == "the plans are the same\n"
