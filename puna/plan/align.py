@@ -14,6 +14,7 @@ from typing import Any
 from puna.config import ModelConfig
 from puna.plan.hardware import Cluster
 from puna.plan.serve import Setting, first_token_seconds, step_seconds
+from puna.plan.train import SLOWEST
 from puna.plan.weights import weights
 
 # A forward pass of what a training step does forward and twice backward.
@@ -22,7 +23,6 @@ _FORWARD_SHARE = 1 / 3
 # only asked (bf16).
 _TRAINED_BYTES, _ASKED_BYTES = 16, 2
 _MEMORY_SHARE = 0.9
-_SLOWEST = 1e-3  # tokens/s a device that are still some
 REWARD_MODELS = 2  # helpfulness and safety, of the policy's size
 PAPER_PPO_SECONDS = 330  # an iteration at 70B; on how many GPUs is not said
 
@@ -104,7 +104,7 @@ def make_rig(config: ModelConfig, cluster: Cluster, training: float) -> Rig:
 
     ValueError where a node does not hold the model to sample.
     """
-    if not training > _SLOWEST:
+    if not training > SLOWEST:
         raise ValueError(f"training at {training:g} tokens/s a device never ends")
     stored = weights(config, "bf16")
     one = Setting(config, stored, cluster.device, 1, config.context_length, 1)

@@ -3,6 +3,7 @@ change with the number of devices."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from puna.plan.schedule import run_layers
 from puna.plan.search import Found, Run
 from puna.plan.simulate import Spread, expected_maximum, simulate_runs, simulate_steps
 from puna.plan.step import SPREAD, exchange
-from puna.plan.train import plan_train
+from puna.plan.train import SLOWEST, plan_train
 
 _MOST_STAGES = 256  # and pieces, of a step that is played through
 _MOST_TASKS = 50_000
@@ -104,10 +105,10 @@ def simulate_run(
 
     ValueError for shapes that the devices do not have, and runs that do not end.
     """
-    if not tokens > 0 or batch_tokens < 1:
-        raise ValueError("a run has tokens, and steps of some of them")
-    if not tokens_per_second > 0:
-        raise ValueError("a run that trains no tokens a second does not end")
+    if not 0 < tokens < math.inf or batch_tokens < 1:
+        raise ValueError("a run has a number of tokens, and steps of some of them")
+    if not SLOWEST < tokens_per_second < math.inf:
+        raise ValueError(f"training at {tokens_per_second:g} tokens/s a device never ends")
     replicas, rest = divmod(devices, shape.stages * shape.ways)
     if rest or not replicas:
         raise ValueError(

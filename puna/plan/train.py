@@ -17,6 +17,7 @@ from puna.plan.search import Found, Run, choices, least_memory, search
 # number, fitted to the four GPU-hours of Llama 2's table (arXiv 2307.09288); Llama 3's run was
 # training for more than 90 % of its time (arXiv 2407.21783, section 3.3.4).
 SHARE_OF_A_RUN = 0.81
+SLOWEST = 1e-3  # tokens/s a device that are still some
 
 
 @dataclass(frozen=True, slots=True)

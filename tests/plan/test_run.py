@@ -88,18 +88,19 @@ def test_one_point_is_a_curve_too(tmp_path: Path) -> None:
     assert plot_scaling({"one": [point]}, tmp_path / "one.png", "one").exists()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(
+REQUESTS = given(
     tokens=st.floats(1e3, 1e14) | st.sampled_from([math.nan, math.inf, 0.0, -1.0]),
     batch=st.integers(-1, 10**8),
     devices=st.sampled_from([-1, 0, 1, 7, 64, 720, 2000, 16_384]),
-    speed=st.floats(-1, 1e5) | st.just(math.nan),
+    speed=st.floats(-1, 1e5) | st.sampled_from([math.nan, math.inf]),
     stages=st.sampled_from([0, 1, 2, 4, 5]),
     ways=st.sampled_from([1, 2, 8]),
     pieces=st.integers(0, 40),
-    hours=st.floats(-1, 1e6),
+    hours=st.floats(-1, 1e6) | st.just(math.nan),
 )
-def test_any_run_is_played_or_refused(
+
+
+def played_or_refused(
     tokens: float, batch: int, devices: int, speed: float, stages: int, ways: int, pieces: int,
     hours: float,
 ) -> None:  # fmt: skip
@@ -112,3 +113,13 @@ def test_any_run_is_played_or_refused(
         assert str(refused) and "\n" not in str(refused)
         return
     assert 0 < run.goodput <= 1 and math.isfinite(run.days)
+
+
+test_any_run_is_played_or_refused = settings(max_examples=300, deadline=None, derandomize=True)(
+    REQUESTS(played_or_refused)
+)
+test_ten_thousand_runs = pytest.mark.slow(
+    pytest.mark.timeout(3600)(
+        settings(max_examples=10_000, deadline=None)(REQUESTS(played_or_refused))
+    )
+)
