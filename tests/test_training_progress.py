@@ -73,7 +73,7 @@ def test_plain_lines_come_in_time_and_with_news() -> None:
 def shown(width: int, terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, legacy_windows=False)
-    with training_bar(3, console=console) as (start, add):
+    with training_bar(3, console=console) as (start, add, _):
         start(0)
         for step in (1, 2, 3):
             add(record(step, held_out_loss=2.5))
@@ -99,7 +99,7 @@ def test_two_lines_in_a_terminal(width: int) -> None:
 
 
 def test_only_one_process_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_bar(3, shown=False) as (start, add):
+    with training_bar(3, shown=False) as (start, add, _):
         start(0)
         add(record(1))
     assert capsys.readouterr() == ("", "")

@@ -156,7 +156,7 @@ class _Terminal:
 
     @contextlib.contextmanager
     def training(self, title: str, run: Path, steps: int) -> Iterator[dict[str, Any]]:
-        with training_bar(steps) as (start, advance):
+        with training_bar(steps) as (start, advance, _):
             yield {"on_start": start, "on_record": advance, "on_event": say_event}
 
     @contextlib.contextmanager

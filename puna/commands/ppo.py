@@ -217,7 +217,7 @@ def _train(
     from puna.train.ppo.run import ppo as run_ppo
     from puna.train.sinks import chosen, opened
 
-    with told(config.settings.steps, opened(out, chosen(out, asked))) as telling:
+    with told(config.settings.steps, opened(out, chosen(out, asked))) as (telling, _):
         finished = run_ppo(out, scorers, **telling)
     picture = plot_ppo(out)
     _report(out, config, finished, picture, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,11 @@ class TrainRun:
         """Has the first process `prepare` the run in --out, which must not be there, and trains:
         where and how the options say, or the `settings` of a recipe.
 
-        Where torchrun started its processes anew, it goes on with what they began.
+        Where torchrun started its processes anew, it goes on with what they began. Of a run whose
+        data are bad nothing is left.
         """
-        from puna.train.running import check_machine
+        from puna.formats.run_folder import steps_saved
+        from puna.train.running import BadDataError, check_machine
 
         out, said = self.options.out, settings or self.options
         parallel = self.parallel if settings is None else settings.parallel
@@ -76,7 +79,12 @@ class TrainRun:
             check_started(parallel)
             check_machine(said.device, said.float8)
         self._by_the_first(prepare_once, parallel, said.device)
-        self._train(parallel or None)
+        try:
+            self._train(parallel or None)
+        except BadDataError:
+            if not steps_saved(out):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
     def _change_batch(self, batch_size: int | None, micro_batch_size: int | None) -> None:
         from puna.train.run_config import change_batch_size, read_config
@@ -113,12 +121,14 @@ class TrainRun:
                 self.window.check(settings.steps)
         _say_layout(config)
         sinks = opened(out, chosen(out, self.options.sinks) if is_first() else {})
-        with said_by_one(), told(settings.steps, sinks, shown=is_first()) as telling:
+        shown = told(settings.steps, sinks, shown=is_first())
+        with said_by_one(), shown as (telling, check):
             finished = self.train(
                 out,
                 parallel=parallel,
                 hang_timeout=self.options.hang_timeout,
                 profile=self.window,
+                on_check=check,
                 **telling,
             )
         leave()

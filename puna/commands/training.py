@@ -17,6 +17,7 @@ from rich.text import Text
 
 _Begin = Callable[[int], None]
 _Take = Callable[[dict[str, Any]], None]
+_Check = Callable[[int, int], None]
 _EVERY = 10.0  # seconds between plain lines
 _RECENT = 20  # steps whose speed tells the time that is left
 _WEIGHT = 0.95  # of what was, in the smoothed loss
@@ -31,12 +32,17 @@ class Training:
         self._ends: deque[tuple[int, float]] = deque(maxlen=_RECENT + 1)
         self._loss = self._mass = 0.0
         self._last: dict[str, Any] = {}
+        self._before = "the first step"
         self._held_out: float | None = None
         self._spoken = -_EVERY
 
+    def check(self, done: int, total: int) -> None:
+        """So much of the data is checked before the run begins."""
+        self._before = f"checking the data: {done} of {total} shards"
+
     def start(self, step: int) -> None:
         """Begins, or goes on, after `step` steps."""
-        self.step = step
+        self.step, self._before = step, "the first step"
         self._ends.append((step, self._clock()))
 
     def add(self, record: dict[str, Any]) -> None:
@@ -71,7 +77,7 @@ class Training:
         """Smoothed loss, or reward and KL divergence where there is a reward; that or the loss held
         out; speed, share of the device's best, memory."""
         if not self._last:
-            return "the first step"
+            return self._before
         parts = [f"loss {self._loss / self._mass:.3f}"]
         if "reward" in self._last:
             parts = [f"reward {self._last['reward']:.3f}", f"KL {self._last['kl']:.3g}"]
@@ -99,8 +105,9 @@ def arithmetic(tflops: float) -> str:
 @contextlib.contextmanager
 def training_bar(
     total: int, *, shown: bool = True, console: Console | None = None
-) -> Iterator[tuple[_Begin, _Take]]:
-    """Shows a run of `total` steps: (begin after so many steps, one record is there)."""
+) -> Iterator[tuple[_Begin, _Take, _Check]]:
+    """Shows a run of `total` steps: (begin after so many steps, one record is there, so much of the
+    data is checked)."""
     console = console or Console(stderr=True)
     training = Training(total)
     bar = Progress(
@@ -126,7 +133,7 @@ def training_bar(
     with contextlib.ExitStack() as stack:
         if shown and console.is_terminal:
             stack.enter_context(Live(get_renderable=lines, console=console, refresh_per_second=4))
-        yield training.start, add
+        yield training.start, add, training.check
 
 
 @contextlib.contextmanager
@@ -135,9 +142,10 @@ def told(
     sinks: contextlib.AbstractContextManager[tuple[_Begin, _Take]],
     *,
     shown: bool = True,
-) -> Iterator[dict[str, Any]]:
-    """What the function of a stage is given to tell of its run: to a bar, and to `sinks`."""
-    with training_bar(steps, shown=shown) as (start, advance), sinks as (begin, write):
+) -> Iterator[tuple[dict[str, Any], _Check]]:
+    """What the function of a stage is given to tell of its run, to a bar and to `sinks`; and what
+    of how far its data are checked."""
+    with training_bar(steps, shown=shown) as (start, advance, check), sinks as (begin, write):
 
         def on_start(step: int) -> None:
             start(step)
@@ -147,7 +155,7 @@ def told(
             advance(record)
             write(record)
 
-        yield {"on_start": on_start, "on_record": on_record, "on_event": say_event}
+        yield {"on_start": on_start, "on_record": on_record, "on_event": say_event}, check
 
 
 def say_event(event: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -210,9 +210,20 @@ class ShardSet:
                 "build the corpus again"
             )
 
-    def verify_all(self, *, rank: int = 0, num_ranks: int = 1) -> None:
-        """Verifies every shard; of several processes each takes its share, and all have to pass."""
-        for shard in self.manifest.shards[rank::num_ranks]:
+    def verify_all(
+        self,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        on_shard: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Verifies every shard; of several processes each takes its share, and all have to pass.
+
+        `on_shard` hears how many are verified, and of how many.
+        """
+        share = self.manifest.shards[rank::num_ranks]
+        for done, shard in enumerate(share):
+            on_shard(done, len(share))
             self.verify(shard)
 
     def tokens(self, shard: Shard) -> NDArray[np.unsignedinteger]:

@@ -171,7 +171,7 @@ def pretrain(run: Path, *, parallel: str | None = None, **options: Any) -> bool:
 
     def make_stage(share: Share) -> Pretrain:
         shards = _shards(run, config, share.vocabulary)
-        shards.verify_all(rank=share.rank, num_ranks=share.num_ranks)
+        shards.verify_all(rank=share.rank, num_ranks=share.num_ranks, on_shard=share.on_check)
         loader = _loader(run, config, share.vocabulary, share.rank, share.num_ranks)
         return Pretrain(
             loader,

@@ -27,19 +27,26 @@ from puna.train.single import Single
 from puna.train.starting import Weights, make_trainee
 
 Batches = Callable[[int], NDArray[np.int64]]
+Check = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """What a process needs to know to make its batches: which data rank it is, of how many.
 
-    `ahead` makes of a function of the position one whose next results are made meanwhile.
+    `ahead` makes of a function of the position one whose next results are made meanwhile;
+    `on_check` hears how much of its data is checked, of how much.
     """
 
     vocabulary: Vocabulary
     rank: int
     num_ranks: int
     ahead: Callable[[Batches], Batches]
+    on_check: Check = lambda done, total: None
+
+
+class BadDataError(ValueError):
+    """What a stage is to train on is damaged, or does not fit: nothing was begun."""
 
 
 def check_machine(device: str, float8: bool) -> None:
@@ -58,6 +65,7 @@ def run_stage(
     network: Callable[[], Llama] | None = None,
     heads: tuple[str, ...] = (),
     hang_timeout: float = HANG_TIMEOUT,
+    on_check: Check = lambda done, total: None,
     **options: Any,
 ) -> bool:
     """Trains a prepared run; `options` are those of `train.loop.train`, `weights` the first ones,
@@ -66,8 +74,9 @@ def run_stage(
 
     With a layout, each of its processes calls this. Where one of several does not move for
     `hang_timeout` seconds (0: however long), the others name it and end (`parallel.watchdog`);
-    where one is gone they raise a LostError that names it. Returns False if a signal stopped it
-    early.
+    where one is gone they raise a LostError that names it. Raises BadDataError where one's data are
+    not as they should be, of which `on_check` hears how far they are checked. Returns False if a
+    signal stopped it early.
     """
     settings = config.settings
     check_machine(settings.device, settings.float8)
@@ -86,7 +95,9 @@ def run_stage(
         rank, num_ranks = 0, 1
         if place is not None:
             rank, num_ranks = place.data_rank, config.layout.num_data_ranks
-        stage = _agreed(place, lambda: make_stage(Share(vocabulary, rank, num_ranks, ahead)))
+        stage = _agreed(
+            place, lambda: make_stage(Share(vocabulary, rank, num_ranks, ahead, on_check))
+        )
         if network is not None:
             trainee: Trainee = Single(network(), stage, settings)
             return train(trainee, stage, settings, run, vocabulary, **options)
@@ -101,13 +112,11 @@ def run_stage(
 
 def _agreed(place: Place | None, make: Callable[[], Stage]) -> Stage:
     """What `make` gives; what one rank finds wrong with its share of the data, all raise."""
-    if place is None:
-        return make()
     wrong = ""
     try:
         made = make()
     except ValueError as error:
         wrong = str(error)
-    if said := [one for one in place.everyone(wrong) if one]:
-        raise ValueError(said[0])
+    if said := [one for one in ([wrong] if place is None else place.everyone(wrong)) if one]:
+        raise BadDataError(said[0])
     return made

@@ -155,7 +155,10 @@ def test_a_damaged_shard_is_named(tmp_path: Path, vocabulary: Vocabulary) -> Non
         shards.verify(bad)
     with pytest.raises(ValueError, match=r"00002\.tokens is corrupt"):
         shards.verify_all()
-    shards.verify_all(rank=1, num_ranks=2)
+    heard: list[tuple[int, int]] = []
+    shards.verify_all(rank=1, num_ranks=2, on_shard=lambda *count: heard.append(count))
+    share = len(shards.manifest.shards[1::2])
+    assert heard == [(done, share) for done in range(share)]
     with pytest.raises(ValueError, match=r"00002\.tokens is corrupt"):
         shards.verify_all(rank=0, num_ranks=2)
     path.write_bytes(raw[:-1])

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from puna.attention import causal
+from puna.commands.models import named_vocabulary
 from puna.data.loader import Loader
 from puna.data.shards import ShardWriter, join_shards, open_shards
+from puna.data.tokenize import write_shards
 from puna.formats import open_checkpoint
 from puna.formats.network import load_model
 from puna.heads import next_token_logits
@@ -330,6 +332,19 @@ def test_a_corrupt_shard_is_named(mixed: Path) -> None:
     with pytest.raises(ValueError, match=r"books.00000\.tokens has .* bytes"):
         pretrain(mixed)
     assert steps_saved(mixed) == []
+
+
+def test_nothing_is_left_of_a_run_whose_shards_are_corrupt(tmp_path: Path) -> None:
+    from puna.commands.pretrain import pretrain as command
+
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    write_shards(story_lines(60), named_vocabulary("cria"), shards, source="a", licence="CC0")
+    path = shards / "00000.tokens"
+    path.write_bytes(bytes(8) + path.read_bytes()[8:])
+    asked = [str(shards), "--out", str(out), "--context-length", "16", "--steps", "1"]
+    with pytest.raises(ValueError, match=r"00000\.tokens is corrupt"):
+        command.main(asked, standalone_mode=False)
+    assert list(tmp_path.iterdir()) == [shards]
 
 
 def test_shards_of_another_vocabulary(mixed: Path, vocabulary: Vocabulary) -> None:
