@@ -21,9 +21,9 @@ _ADAMW = 2  # moments
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one rank at its fullest. `gathered` bf16 weights of other ranks, and buffers for
-    collectives; `activations` what layers keep for the backward pass; `working` what else a pass
-    has at once."""
+    """Bytes of one rank at its fullest. `gradients` its shards of them, in a pipeline whole ones;
+    `gathered` bf16 weights of other ranks, and buffers for collectives; `activations` what layers
+    keep for the backward pass; `working` what else a pass has at once."""
 
     weights: float
     gradients: float
@@ -120,7 +120,6 @@ def _stage(
     # Of a layer that is computed anew: what it has besides what was kept of it.
     shared = n * (2 * config.kv_dim + 2 * dim + 4 * config.num_heads + 4 * ffn) / tp
     anew = {"none": 0.0, "selective": whole - shared, "full": whole}[recompute]
-    under_way = kept * layers * depth
     gate = anew + n * (4 * ffn / tp + 2 * dim)  # its backward pass
     loss = n * (6 * dim / tp + 4 * dim) + 4 * vocabulary
     loss += max(10 * min(loss_chunk or n, n) * config.vocab_size / tp, 6 * vocabulary)
@@ -129,19 +128,26 @@ def _stage(
 
     # When it may be fullest: gathered weights and gradients, kept activations, what else there is.
     if pp > 1:
-        # Weights stay gathered from the first piece to the last, and gradients whole, in fp32.
+        # Weights stay gathered from the first piece to the last. Gradients are whole, in fp32, and
+        # scattered after it; the first backward pass makes them, and then one piece less is there
+        # where no more follow.
         buffers = 2.0 * dim * n / tp * num_pieces * ((not first) + (not last))
-        moments = [(6 * here, under_way, gate)]
-        if last:
-            moments += [(6 * here, under_way, final_norm), (6 * here, under_way, loss)]
+        full = [(0.0, depth), (4 * here, depth if num_pieces > depth else depth - 1)]
+        passes = (gate, final_norm, loss) if last else (gate,)
+        moments = [
+            (whole_gradients, 2 * here, kept * layers * pieces, working)
+            for whole_gradients, pieces in full
+            for working in passes
+        ]
     else:
+        under_way = kept * layers
         head = 2 * ends + 2 * vocabulary  # both ends, and the head's gradient
         last_layer = head + 2 * block * min(layers, 2) + 2 * dim * ffn / tp
         moments = [
-            (2 * ends, under_way, loss),
-            (head + 2 * block, under_way, final_norm),
-            (last_layer, under_way, gate),
-            (2 * ends + 4 * vocabulary + 4 * ends, 0.0, 2.0 * dim * n),
+            (state, 2 * ends, under_way, loss),
+            (state, head + 2 * block, under_way, final_norm),
+            (state, last_layer, under_way, gate),
+            (state, 2 * ends + 4 * vocabulary + 4 * ends, 0.0, 2.0 * dim * n),
         ]
         if layers > 1:
             # In a layer before the last the fp32 sums of the one behind it are on their way: at its
@@ -150,12 +156,15 @@ def _stage(
             sums = last_layer + 4 * block - 2 * block * (layers == 2)
             at_norm = anew - 8 * ffn * n / tp
             moments += [
-                (sums, kept * (layers - 1), gate),
+                (state, sums, kept * (layers - 1), gate),
                 (
+                    state,
                     sums + 4 * dim * ffn / tp,
                     kept * (layers - 1) + min(at_norm, 0.0),
                     max(at_norm, 0.0) + 20 * dim * n / tp,
                 ),
             ]
-    gathered, activations, working = max(moments, key=sum)
-    return Memory(state, state, _ADAMW * state, gathered, activations, working + rotary + buffers)
+    gradients, gathered, activations, working = max(moments, key=sum)
+    return Memory(
+        state, gradients, _ADAMW * state, gathered, activations, working + rotary + buffers
+    )
