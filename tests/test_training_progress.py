@@ -57,6 +57,14 @@ def test_time_left_is_of_the_last_steps() -> None:
     assert training.time_left() == "done"
 
 
+def test_what_comes_before_the_first_step_is_told() -> None:
+    training = Training(100, Clock())
+    training.check(3, 10)
+    assert training.figures() == "checking the data: 3 of 10 shards"
+    training.start(0)
+    assert training.figures() == "the first step"
+
+
 def test_plain_lines_come_in_time_and_with_news() -> None:
     clock = Clock()
     training = Training(100, clock)

@@ -108,6 +108,7 @@ def _passes(
 
     def backward(number: int) -> None:
         last = number == num_pieces - 1
+        sharded.set_requires_all_reduce(last)  # as `train.several` has it
         if pp > 1:
             sharded.set_is_last_backward(last)
             sharded.set_reshard_after_backward(last)
