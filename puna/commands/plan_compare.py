@@ -9,6 +9,7 @@ import click
 
 from puna.commands.options import json_option
 from puna.commands.plan_shared import show_json
+from puna.commands.render import human_bytes
 from puna.plan.compare import Line, read_plan
 from puna.plan.compare import compare as compare_plans
 
@@ -54,7 +55,7 @@ def _show(names: list[str], lines: list[Line]) -> None:
         if heading != (heading := " ".join(parts)):
             table.add_row(heading, style="bold")
         cells = [
-            _cell(value, ratio if number else None)
+            _cell(line.field, value, ratio if number else None)
             for number, (value, ratio) in enumerate(zip(line.values, line.ratios, strict=True))
         ]
         table.add_row("  " * bool(parts) + name, *cells)
@@ -62,18 +63,21 @@ def _show(names: list[str], lines: list[Line]) -> None:
     for line in words:
         console.print(f"\n[bold]{line.field.replace('_', ' ').replace('.', ' ')}[/bold]")
         for name, value in zip(names, line.values, strict=True):
-            console.print(f"{name}: {_cell(value, None)}", markup=False)
+            console.print(f"{name}: {_cell(line.field, value, None)}", markup=False)
 
 
 def _is_long(value: float | str | None) -> bool:
     return isinstance(value, str) and len(value) > _LONG
 
 
-def _cell(value: float | str | None, ratio: float | None) -> str:
+def _cell(field: str, value: float | str | None, ratio: float | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, str | bool):
         return str(value)
-    whole = isinstance(value, int) or 1000 <= abs(value) < 1e15
-    text = f"{value:,.0f}" if whole else f"{value:.4g}"
+    if field.startswith("memory.") or field.endswith("_bytes"):
+        text = human_bytes(value)
+    else:
+        whole = isinstance(value, int) or 1000 <= abs(value) < 1e15
+        text = f"{value:,.0f}" if whole else f"{value:.4g}"
     return text if ratio is None else f"{text} ({ratio:.2f}x)"

@@ -120,6 +120,18 @@ def test_a_narrow_terminal_shows_all_stages(run: Run, monkeypatch: pytest.Monkey
     assert "rejection-sampling" in said and "GPU-hours" in said and "…" not in said
 
 
+def test_three_plans_fit_a_narrow_terminal(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for gpu in ("a100-80g", "h100-80g", "b200"):
+        (tmp_path / gpu).write_text(run("serve", "-m", "7b", "--gpu", gpu, "--json"))
+    files = [tmp_path / gpu for gpu in ("a100-80g", "h100-80g", "b200")]
+    lines = run("compare", *files).splitlines()
+    (free,) = (line for line in lines if line.startswith("free bytes"))
+    assert " ".join(free.split()) == "free bytes 63.8 GB 63.8 GB (1.00x) 160.5 GB (2.51x)"
+
+
 def test_alignment_and_plans_side_by_side(run: Run, tmp_path: Path) -> None:
     said = run("align", "-m", "7b", "--gpus", "8", "--stage", "ppo", "--stage", "sft")
     assert "ppo" in said and "reward" not in said
