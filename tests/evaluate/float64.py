@@ -1,4 +1,7 @@
-"""A Llama in float64, written plainly, on a Hugging Face folder: who of two in float32 is off?"""
+"""A Llama in float64, written plainly, on a Hugging Face folder: who of two in float32 is off?
+
+The angles of positions alone are in float32.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,9 @@ class Float64:
         config, weights = self.config, self.weights
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         width = config["hidden_size"] // heads
-        steps = torch.arange(0, width, 2, dtype=torch.float64) / width
-        angles = torch.outer(torch.arange(len(ids)).double(), config["rope_theta"] ** -steps)
+        # In float32, as Meta's code has them; what they round off is the model's, and no error.
+        frequencies = 1 / config["rope_theta"] ** (torch.arange(0, width, 2) / width)
+        angles = torch.outer(torch.arange(len(ids)), frequencies).double()
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         unseen = torch.ones(len(ids), len(ids)).triu(1).bool()
 
