@@ -10,7 +10,6 @@ tp    shares of each matrix (tensor parallel), and of the positions between them
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from puna.config import ModelConfig
@@ -55,7 +54,7 @@ class Layout:
 
     @property
     def num_ranks(self) -> int:
-        return math.prod(dataclasses.astuple(self))
+        return self.pp * self.dp * self.fsdp * self.cp * self.tp
 
     @property
     def num_data_ranks(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from puna.config import ModelConfig
@@ -45,7 +45,8 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        talk = self.tensor + self.context + self.data + self.pipeline
+        return self.compute + self.recompute + talk + self.update + self.rest
 
 
 @dataclass(frozen=True, slots=True)
