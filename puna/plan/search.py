@@ -10,7 +10,7 @@ from puna.config import ModelConfig
 from puna.plan.compute import Kernels, head_seconds, layer_seconds
 from puna.plan.layout import Layout, check_model
 from puna.plan.memory import RECOMPUTE, Memory, rank_memory
-from puna.plan.step import StepTime, drag, step_time
+from puna.plan.step import StepTime, drag, step_time, talk_seconds
 
 # Of a device's memory, what is left to the driver, its libraries' buffers and gaps; *ours*.
 _RESERVED = 0.08
@@ -134,20 +134,23 @@ def needed(run: Run, choice: Choice) -> Memory:
 
 
 def least_seconds(run: Run, choice: Choice) -> float:
-    """What a choice's step takes without any talk: a bound below `step_time`, quickly had."""
+    """What a choice's step takes if no weights or gradients are sent: a bound below `step_time`,
+    quickly had."""
     layout = choice.layout
     shape = (choice.micro_batch_size, layout.tp, layout.cp)
     layer = layer_seconds(run.kernels, run.model, *shape, choice.recompute)
     layers = run.model.num_layers // layout.pp
-    piece = layers * (layer.forward + layer.backward + layer.again)
+    cluster = run.kernels.cluster
+    talk = sum(talk_seconds(cluster, run.model, *shape, choice.recompute))
+    piece = layers * (layer.forward + layer.backward + layer.again + talk)
     piece += head_seconds(run.kernels, run.model, *shape)
-    return (choice.num_pieces + layout.pp - 1) * piece * drag(run.kernels.cluster.count)
+    return (choice.num_pieces + layout.pp - 1) * piece * drag(cluster.count)
 
 
 def search(run: Run) -> Found | None:
     """The fastest choice that fits; None where none does.
 
-    None is left out but those that even without talk would be slower than one that was found.
+    None is left out but those whose bound (`least_seconds`) says that another is faster.
     """
     best: Found | None = None
     count = run.kernels.cluster.count

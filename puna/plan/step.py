@@ -86,12 +86,7 @@ def step_time(
     layer = layer_seconds(kernels, config, micro_batch_size, tp, cp, recompute)
     head = head_seconds(kernels, config, micro_batch_size, tp, cp)
 
-    # Hidden states gathered and scattered, twice each forward and backward, and anew.
-    anew = {"none": 0, "selective": 2, "full": 4}[recompute]
-    tensor = (8 + anew) * Group(cluster, tp, 1).gather(2.0 * n * config.dim)
-    # Keys and values of whole windows, forward; their gradients scattered, backward.
-    keys = 2.0 * 2 * n * cp * config.kv_dim / tp
-    context = (2 + (recompute == "full")) * Group(cluster, cp, tp).gather(keys)
+    tensor, context = talk_seconds(cluster, config, micro_batch_size, tp, cp, recompute)
     forward = layer.forward + (tensor + context) / 3
     backward = layer.backward + layer.again + (tensor + context) * 2 / 3
 
@@ -125,6 +120,20 @@ def step_time(
         rest=0.0,
     )
     return dataclasses.replace(spent, rest=spent.total * (drag(cluster.count) - 1))
+
+
+@functools.lru_cache(maxsize=65536)
+def talk_seconds(
+    cluster: Cluster, config: ModelConfig, windows: int, tp: int, cp: int, recompute: str
+) -> tuple[float, float]:
+    """For what ranks of a tensor group, and of a context group, wait in a layer and piece."""
+    n = windows * config.context_length // cp
+    # Hidden states gathered and scattered, twice each forward and backward, and anew.
+    anew = {"none": 0, "selective": 2, "full": 4}[recompute]
+    tensor = (8 + anew) * Group(cluster, tp, 1).gather(2.0 * n * config.dim)
+    # Keys and values of whole windows, forward; their gradients scattered, backward.
+    keys = 2.0 * 2 * n * cp * config.kv_dim / tp
+    return tensor, (2 + (recompute == "full")) * Group(cluster, cp, tp).gather(keys)
 
 
 def _behind(talk: float, computing: float) -> float:

@@ -18,7 +18,7 @@ from puna.plan.hardware import DEVICES, Cluster, device
 from puna.plan.layout import Layout, check_data, check_model, check_pieces
 from puna.plan.memory import RECOMPUTE
 from puna.plan.search import Choice, Found, Run, evaluate, least_memory, needed, search
-from puna.plan.step import drag
+from puna.plan.step import drag, talk_seconds
 from puna.plan.train import plan_train
 
 SMALL = ModelConfig(512, 8, 8, 4, 1536, vocab_size=8192, context_length=1024)
@@ -144,7 +144,7 @@ def test_ten_thousand_requests() -> None:
     @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(REQUESTS)
     def ask(request: dict[str, Any]) -> None:
-        for cached in (product_seconds, layer_seconds, head_seconds, drag):
+        for cached in (product_seconds, layer_seconds, head_seconds, talk_seconds, drag):
             cached.cache_clear()
         begun = time.process_time()
         a_plan_or_a_refusal(request)
