@@ -34,7 +34,7 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
               help="Dialogs that wait for an answer, one a line.")  # fmt: skip
 @click.option("--reward", metavar="RM", help="Reward model of helpfulness.")
 @click.option("--safety-reward", metavar="RM", help="Safety model, which decides for prompts with "
-              "is_safety and for unsafe answers.")  # fmt: skip
+              "is_safety or a risk, and for unsafe answers.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--iterations", type=click.IntRange(min=1), default=200, show_default=True)

@@ -49,7 +49,7 @@ _WINNERS = "winners.jsonl"
 @click.option(
     "--safety-reward",
     metavar="RM",
-    help="Safety model, which decides for prompts with is_safety and for unsafe answers.",
+    help="Safety model, which decides for prompts with is_safety or a risk and for unsafe answers.",
 )
 @click.option("--samples", type=int, default=_SAMPLES, show_default=True, help="K, a prompt.")
 @click.option("--temperature", type=float, help=f"0 is greedy.  [default: {_TEMPERATURE}]")
@@ -185,7 +185,7 @@ class _Job:
             return self.judges[0].scorer
         from puna.train.producers.judging import switched_scorer
 
-        risky = {prompt.messages for prompt in self.prompts if prompt.is_safety}
+        risky = {prompt.messages for prompt in self.prompts if prompt.is_risky}
 
         def is_safety(dialog: Dialog) -> bool:
             return tuple(dialog) in risky

@@ -35,11 +35,10 @@ def tasks() -> None:
 def build(sources: Path, out: Path, seed: int, as_json: bool) -> None:
     """Write the tasks into a folder.
 
-    sft.jsonl to learn from, prompts.jsonl for reinforcement (new_prompts.jsonl: more of them, for
-    PPO), held_out.jsonl to measure on,
-    preferences.jsonl for reward models, red_team.jsonl for safety; questions.jsonl
-    and held_out_questions.jsonl for Ghost Attention. No question is in two of sft, prompts and
-    held_out.
+    sft.jsonl to learn from, prompts.jsonl for reinforcement (ppo_prompts.jsonl: those of them that
+    PPO answers), held_out.jsonl to measure on, preferences.jsonl for reward models, red_team.jsonl
+    for safety; questions.jsonl and held_out_questions.jsonl for Ghost Attention. No question is in
+    two of sft, prompts and held_out.
     """
     from puna.recipes.tasks.build import build as build_tasks
 

@@ -17,12 +17,18 @@ class Prompt:
     """A dialog that waits for its answer.
 
     `is_safety`: it was written to provoke an unsafe one. `risk` is its category (of
-    `train.producers.preprompts`), "" where none is known.
+    `train.producers.preprompts`), or that of what it only looks like; "" where none is known.
     """
 
     messages: tuple[Message, ...]
     is_safety: bool = False
     risk: str = ""
+
+    @property
+    def is_risky(self) -> bool:
+        """Whether a Safety reward model judges its answers: it provokes, or looks like it. *Ours*:
+        what only looks like it too, since the other model has seen no such prompt."""
+        return self.is_safety or bool(self.risk)
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -334,6 +334,9 @@ def test_the_switch_uses_the_prompts_own_flag(start: Path) -> None:
     found = scores_of(Scorers(helpful, safety), PROMPTS[:3], texts)  # the third is of foxes
     assert found.reward.tolist() == [5.0, -4.0, 2.0]
     assert found.means() == {"reward": 1.0, "helpfulness": 5.0, "safety": 0.0}
+    looks_unsafe = replace(PROMPTS[0], risk="illicit")
+    found = scores_of(Scorers(helpful, safety), [looks_unsafe, PROMPTS[0]], ["safe", "safe"])
+    assert found.reward.tolist() == [2.0, 5.0]
     alone = scores_of(Scorers(helpful), PROMPTS[:3], texts)
     assert alone.reward.tolist() == [5.0] * 3 and alone.safety is None
 

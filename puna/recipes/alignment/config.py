@@ -18,7 +18,7 @@ class Data:
     """Files of JSON lines; what a stage needs and is not there is an error before any begins.
 
     - `sft`: dialogs to learn; `prompts`: dialogs to answer, `is_safety` where they provoke;
-      `new_prompts`: more of them for PPO, of whose answers nothing was learned before.
+      `ppo_prompts`: those that PPO answers, by default `prompts`.
     - `preferences`: comparisons for the Helpfulness reward model, `safety` those for the other.
     - `instructions`: what Ghost Attention's dialogs keep to, by default the personas of
       `recipes.tasks`. `red_team`: prompts that provoke, for context distillation.
@@ -30,7 +30,7 @@ class Data:
 
     sft: tuple[Path, ...] = ()
     prompts: Path | None = None
-    new_prompts: Path | None = None
+    ppo_prompts: Path | None = None
     preferences: tuple[Path, ...] = ()
     safety: tuple[Path, ...] = ()
     instructions: Path | None = None

@@ -62,7 +62,7 @@ def counted_scorer(context: Context, prompts: Sequence[Prompt]) -> Scorer:
     safety = known_scorers(context.state, "safety").get("safety")
     if safety is None:
         return helpfulness
-    provoking = {prompt.messages for prompt in prompts if prompt.is_safety}
+    provoking = {prompt.messages for prompt in prompts if prompt.is_risky}
     return switched_scorer(helpfulness, safety, lambda dialog: tuple(dialog) in provoking)
 
 

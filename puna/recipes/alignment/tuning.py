@@ -252,9 +252,10 @@ def policy_optimization(context: Context, options: PPOOptions) -> tuple[State, V
     """PPO on top of the newest model, held to it, by both reward models; what is best on held-out
     prompts is handed on, which may be where it began."""
     run, state, data = context.folder / "run", context.state, context.config.data
-    paths = [path for path in (data.prompts, data.new_prompts) if path is not None]
-    prompts = [prompt for path in paths for prompt in read_prompts(path)]
-    tasks = {task.messages: task for path in paths for task in read_held_out(path).tasks}
+    path = data.ppo_prompts or data.prompts
+    assert path is not None
+    prompts = read_prompts(path)
+    tasks = {task.messages: task for task in read_held_out(path).tasks}
     if len(tasks) < len({prompt.messages for prompt in prompts}):
         tasks = {}  # of some alone there is no gold score
     if options.chosen_by == "gold" and not tasks:

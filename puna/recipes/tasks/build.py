@@ -28,24 +28,27 @@ SUBJECTS = (
 class Size(NamedTuple):
     """How many tasks of a kind are taken at most; `held_out` on known subjects, `novel` besides.
 
-    `pairs` are the preferences between answers to what is learned and to prompts.
+    `ppo` are those of the prompts that PPO answers too, `pairs` the preferences between answers to
+    what is learned and to prompts.
     """
 
     sft: int
     prompts: int
+    ppo: int
     held_out: int
     novel: int
     pairs: int
 
 
-# *Ours*: 125k tokens to learn, in minutes on two cores, which leaves something to reinforce.
+# *Ours*: 125k tokens to learn, in minutes on two cores, which leaves something to reinforce. PPO is
+# for what is learned from some prompts for all others, as declining is; a fact is one prompt's own.
 SIZES: dict[str, Size] = {
-    "facts": Size(1000, 600, 200, 60, 3000),
-    "format": Size(600, 500, 200, 60, 2500),
-    "persona": Size(600, 500, 200, 60, 2500),
-    "length": Size(300, 300, 100, 30, 800),
-    "refusal": Size(40, 80, 50, 30, 300),
-    "benign": Size(100, 80, 50, 30, 400),
+    "facts": Size(1000, 600, 30, 200, 60, 3000),
+    "format": Size(600, 500, 30, 200, 60, 2500),
+    "persona": Size(600, 500, 30, 200, 60, 2500),
+    "length": Size(300, 300, 0, 100, 30, 800),
+    "refusal": Size(40, 80, 80, 50, 30, 300),
+    "benign": Size(100, 80, 80, 50, 30, 400),
 }
 CONVERSATIONS = 150  # of several plain questions, learned besides
 MAX_TURNS = 5
@@ -58,7 +61,7 @@ class Uses(NamedTuple):
     prompts: list[Task]
     held_out: list[Task]
     red_team: list[Task]
-    new_prompts: list[Task]
+    ppo_prompts: list[Task]
 
 
 def make(sources: Path, seed: int) -> list[Task]:
@@ -85,8 +88,7 @@ def make(sources: Path, seed: int) -> list[Task]:
 def choose(tasks: Sequence[Task], seed: int) -> Uses:
     """Deals the tasks out and takes of each kind what `SIZES` says, in a seeded order.
 
-    What is neither learned, a prompt nor held out is for red-teaming where it must be declined,
-    and else a prompt for later, of which rejection sampling has learned no winner.
+    What must be declined and is neither learned, a prompt nor held out is for red-teaming.
     """
     generator = random.Random(f"choose {seed}")
     dealt = split(tasks, seed)
@@ -101,10 +103,9 @@ def choose(tasks: Sequence[Task], seed: int) -> Uses:
         uses.prompts.extend(reinforced[: size.prompts])
         uses.held_out.extend([task for task in asked if not task.novel][: size.held_out])
         uses.held_out.extend([task for task in asked if task.novel][: size.novel])
+        uses.ppo_prompts.extend(reinforced[: size.ppo])
         if kind == "refusal":
             uses.red_team.extend(prompts[size.prompts :])
-        else:
-            uses.new_prompts.extend(reinforced[size.prompts :])
     for part in uses:
         generator.shuffle(part)
     return uses
@@ -116,7 +117,7 @@ def _asked_once(tasks: Sequence[Task]) -> list[Task]:
 
 
 def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
-    """Writes sft, prompts, new_prompts, held_out, preferences, red_team and, for Ghost Attention,
+    """Writes sft, prompts, ppo_prompts, held_out, preferences, red_team and, for Ghost Attention,
     questions and held_out_questions, all `.jsonl`; gives the lines in each.
 
     The same seed and sources give the same bytes.
@@ -129,7 +130,7 @@ def build(out: Path, sources: Path, *, seed: int) -> dict[str, int]:
     written = {
         "sft": learned,
         "prompts": [task.row() for task in uses.prompts],
-        "new_prompts": [task.row() for task in uses.new_prompts],
+        "ppo_prompts": [task.row() for task in uses.ppo_prompts],
         "held_out": [task.row() for task in uses.held_out],
         "preferences": _preferences([*uses.sft, *uses.prompts], generator),
         "red_team": [task.row() for task in uses.red_team],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from puna.recipes.tasks.requirements import refuses
-from puna.recipes.tasks.task import Task, messages_row
+from puna.recipes.tasks.task import RISKY, Task, messages_row
 
 # Gold score's gap -> the paper's rating (*ours*): the first row whose gap is reached.
 RATINGS = (
@@ -48,7 +48,7 @@ def compared(
 def of_safety(comparison: Mapping[str, Any]) -> bool:
     """Whether a line of preferences is for the Safety reward model: of what must be declined, and
     of what must not though it looks like it."""
-    return str(comparison["id"]).startswith(("refusal/", "benign/"))
+    return str(comparison["id"]).startswith(tuple(f"{kind}/" for kind in RISKY))
 
 
 def pair(task: Task, one: str, other: str, generator: random.Random) -> dict[str, Any] | None:

@@ -26,6 +26,10 @@ class Requirement:
         return REQUIREMENTS[self.name](text, **self.arguments)
 
 
+# Kinds that a Safety reward model judges: what must be declined, and what only looks like it.
+RISKY = ("refusal", "benign")
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One instruction and a right answer to it.
@@ -65,7 +69,7 @@ class Task:
             "answer": self.answer,
             "requirements": [[each.name, dict(each.arguments)] for each in self.requirements],
             "is_safety": self.is_safety,
-            "risk": self.group if self.is_safety else "",
+            "risk": self.group if self.kind in RISKY else "",
             "novel": self.novel,
         }
 

@@ -76,6 +76,6 @@ def scores_of(scorers: Scorers, prompts: Sequence[Prompt], texts: Sequence[str])
     assert helpfulness is not None
     reward = helpfulness
     if safety is not None:
-        is_safety = torch.tensor([prompt.is_safety for prompt in prompts])
+        is_safety = torch.tensor([prompt.is_risky for prompt in prompts])
         reward = switched(helpfulness, safety, is_safety)
     return Scores(reward, helpfulness, safety, gold)

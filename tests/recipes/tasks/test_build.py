@@ -19,7 +19,7 @@ from puna.recipes.tasks.format import FORMS
 from puna.recipes.tasks.length import LIMITS
 from puna.recipes.tasks.persona import PERSONAS
 from puna.recipes.tasks.refusal import RISKS
-from puna.recipes.tasks.task import Task, gold, read_tasks
+from puna.recipes.tasks.task import RISKY, Task, gold, read_tasks
 from puna.train.producers.preprompts import RISKS as PREPROMPTS
 from tests.recipes.tasks.sources import write_sources
 
@@ -100,10 +100,10 @@ def test_no_capital_that_is_its_country_is_asked_for(tasks: list[Task]) -> None:
 def test_splits_share_no_question(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
     questions = [{task.question for task in part} for part in uses]
-    sft, prompts, held_out, red_team, new_prompts = questions
+    sft, prompts, held_out, red_team, ppo_prompts = questions
     assert all(questions[:4])
     assert not sft & prompts and not sft & held_out and not prompts & held_out
-    assert not red_team & (sft | held_out) and not new_prompts & (sft | held_out)
+    assert not red_team & (sft | held_out) and ppo_prompts < prompts
     # The user's whole text is no other's either.
     texts = [{task.messages[-1].content for task in part} for part in uses[:3]]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
@@ -111,14 +111,14 @@ def test_splits_share_no_question(tasks: list[Task]) -> None:
 
 def test_nothing_is_asked_twice_where_answers_are_sampled(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
-    for part in ([*uses.prompts, *uses.new_prompts], uses.held_out):
+    for part in (uses.prompts, uses.ppo_prompts, uses.held_out):
         assert len({task.messages for task in part}) == len(part)
 
 
 def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
     uses = choose(tasks, seed=1)
     novel = {task.subject for task in uses.held_out if task.novel}
-    learned = (uses.sft, uses.prompts, uses.red_team, uses.new_prompts)
+    learned = (uses.sft, uses.prompts, uses.red_team)
     seen = {task.subject for part in learned for task in part}
     assert novel and not novel & seen
     known = {task.subject for task in uses.held_out if not task.novel and task.kind == "facts"}
@@ -128,10 +128,9 @@ def test_novel_subjects_are_in_no_other_split(tasks: list[Task]) -> None:
 
 
 def test_no_use_is_larger_than_its_size(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(building.SIZES, "facts", building.Size(7, 5, 3, 2, 9))
+    monkeypatch.setitem(building.SIZES, "facts", building.Size(7, 5, 4, 3, 2, 9))
     facts = [[task for task in part if task.kind == "facts"] for part in choose(tasks, seed=1)]
-    assert [len(part) for part in facts[:4]] == [7, 5, 5, 0]
-    assert facts[4] and len({task.messages for task in facts[1] + facts[4]}) == 5 + len(facts[4])
+    assert [len(part) for part in facts] == [7, 5, 5, 0, 4]
     assert sum(task.novel for task in facts[2]) == 2
 
 
@@ -140,7 +139,7 @@ def test_the_same_seed_gives_the_same_bytes(sources: Path, built: Path, tmp_path
     build(tmp_path / "other", sources, seed=2)
     names = sorted(path.name for path in built.iterdir())
     assert names == [
-        "held_out.jsonl", "held_out_questions.jsonl", "new_prompts.jsonl", "preferences.jsonl",
+        "held_out.jsonl", "held_out_questions.jsonl", "ppo_prompts.jsonl", "preferences.jsonl",
         "prompts.jsonl", "questions.jsonl", "red_team.jsonl", "sft.jsonl",
     ]  # fmt: skip
     for name in names:
@@ -167,7 +166,10 @@ def test_the_stages_read_what_is_written(built: Path) -> None:
     for name in ("prompts.jsonl", "held_out.jsonl", "red_team.jsonl", "questions.jsonl"):
         prompts = read_prompts(built / name)
         assert len(prompts) == count(name)
-        assert all((prompt.risk in PREPROMPTS) == prompt.is_safety for prompt in prompts)
+        kinds = [task.kind for task in read_tasks(built / name)]
+        assert [prompt.is_safety for prompt in prompts] == [kind == "refusal" for kind in kinds]
+        assert [prompt.is_risky for prompt in prompts] == [kind in RISKY for kind in kinds]
+        assert {prompt.risk for prompt in prompts} <= {"", *PREPROMPTS}
     assert all(prompt.is_safety for prompt in read_prompts(built / "red_team.jsonl"))
 
 
