@@ -299,6 +299,7 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, num_ranks: int) -> None
     assert len(lines) == 1, done.stderr
     assert f"{tmp_path / 'run/checkpoints/step-00000001'} could not be written" in lines[0]
     assert "there is no earlier one" in lines[0] and lines[0].endswith("go on with --resume")
-    assert "Traceback" not in done.stderr
+    # A launcher ends with a trace of its own.
+    assert done.stderr.count("Traceback") == (1 if num_ranks > 1 else 0)
     assert done.returncode == 2 if num_ranks == 1 else "exitcode  : 2" in done.stderr
     assert not list((tmp_path / "run/checkpoints").iterdir())
