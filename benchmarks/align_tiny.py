@@ -15,8 +15,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
+
+from puna.data.text import records
+from puna.recipes.tasks.task import gold, read_tasks
 
 MODELS = {"base": "base/model", "V1, fine-tuning": "V1/sft", "V2, rejection sampling": "V2/sft",
           "V3, PPO": "V3/ppo"}  # fmt: skip
@@ -45,6 +50,10 @@ def main() -> None:
             for which in ("violations", "false refusals")
         ]
         print(f"| {name} | {' | '.join(cells)} |")
+    print("\n| gold above the model before, 95 % over tasks | greedy | sampled |\n|---|---|---|")
+    for (_, before), (name, after) in pairwise(MODELS.items()):
+        cells = [above(runs, before, after, how) for how in ("greedy", "sampled")]
+        print(f"| {name} | {' | '.join(cells)} |")
     print("\n| obeys at turn | " + " | ".join(map(str, TURNS)) + " |")
     print("|---|" + "---|" * len(TURNS))
     for version in ("V1", "V2", "V3"):
@@ -72,6 +81,21 @@ def result(stage: Path) -> dict[str, Any]:
 def figures(stage: Path) -> dict[str, Any]:
     found: dict[str, Any] = result(stage)["figures"]
     return found
+
+
+def above(runs: list[Path], before: str, after: str, how: str) -> str:
+    """By how much the gold score of the same tasks rose, with its 95 % half interval, all seeds
+    together."""
+    differences = []
+    for run in runs:
+        tasks = read_tasks(Path(json.loads((run / "config.json").read_text())["data"]["held_out"]))
+        old, new = (
+            gold(tasks, [row[how] for row in records(run / stage / "answers.jsonl")])
+            for stage in (before, after)
+        )
+        differences += [b - a for a, b in zip(old, new, strict=True)]
+    error = stdev(differences) / len(differences) ** 0.5
+    return f"{fmean(differences):+.4f} (+- {1.96 * error:.4f})"
 
 
 def rate(gold: dict[str, Any], which: str) -> float:
