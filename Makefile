@@ -1,4 +1,5 @@
-# Everything a fresh machine needs: Python 3.11 or newer and make. `make demo` runs, `make check` tests.
+# Everything a fresh machine needs: Python 3.11 or newer and make. `make demo` runs, `make check` tests
+# (in two processes, each whole files, since their fixtures are made once).
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := hatch_build.py puna/kernels/compiling.py $(wildcard puna/kernels/src/*)
@@ -12,7 +13,7 @@ check: .venv/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # What takes minutes each: thousands of requests at once, clients that leave, the API's description tried
 # at random, replicas on Ray (skipped without puna[ray]), data builds on Ray and by Slurm's scripts, every
