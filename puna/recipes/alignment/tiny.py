@@ -23,9 +23,9 @@ _REWARD = {"learning_rate": 7e-4, "batch_size": 32}
 _SAFETY = {"epochs": 5, "learning_rate": 5e-4, "batch_size": 32}
 # Answers are compared with others to their prompt.
 _PPO = {
-    "iterations": 12, "iteration_size": 256, "answers_per_prompt": 4, "batch_size": 64,
-    "micro_batch_size": 32, "learning_rate": 5e-5, "beta": 0.05, "evaluate_every": 2,
-    "patience": 0, "max_tokens": 64, "held_out": 48,
+    "iterations": 8, "iteration_size": 256, "answers_per_prompt": 4, "batch_size": 64,
+    "micro_batch_size": 32, "learning_rate": 3e-5, "beta": 0.1, "evaluate_every": 2,
+    "patience": 3, "max_tokens": 64, "held_out": 48,
 }  # fmt: skip
 
 VERSIONS = (
