@@ -57,7 +57,7 @@ class Knowing(LM):
         self.parts: dict[str, Any] = {}
         self.prompts: list[str] = []
 
-    def is_cut(self, context: str) -> bool:
+    def is_cut(self, context: str, follows: str | dict[str, Any]) -> bool:
         return False
 
     def loglikelihood(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
