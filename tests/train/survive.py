@@ -37,7 +37,8 @@ def die() -> None:
 @contextlib.contextmanager
 def disaster(scenario: dict[str, Any], notes: Path) -> Iterator[None]:
     """`kill` ranks as they train or `in_write` of `step`; let rank `limited` write no more than
-    4096 bytes a file from there; have a save `wait_for` a later step. Notes tokens all the while.
+    4096 bytes a file from the save of `step` on; have a save `wait_for` a later step. Notes tokens
+    all the while.
     """
     rank, step = int(os.environ["RANK"]), scenario.get("step", -1)
     doomed = rank in scenario.get("kill", ())
@@ -46,11 +47,8 @@ def disaster(scenario: dict[str, Any], notes: Path) -> Iterator[None]:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def micro_batches(self: Pretrain, number: int) -> list[Tensor]:
-        if number == step:
-            if doomed and not scenario.get("in_write"):
-                die()
-            if scenario.get("limited") == rank:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        if number == step and doomed and not scenario.get("in_write"):
+            die()
         if number == scenario.get("wait_for"):
             reached.set()
         batches = real_batches(self, number)
@@ -61,8 +59,12 @@ def disaster(scenario: dict[str, Any], notes: Path) -> Iterator[None]:
     def write_file(path: Path, *arguments: Any) -> Any:
         if "wait_for" in scenario:
             assert reached.wait(60), "training stood still"
+        is_of_step = f"step-{step:08}" in str(path)
+        # Not before: what is saved in the background of training may take as long as it likes.
+        if is_of_step and scenario.get("limited") == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
         facts = real_write(path, *arguments)
-        if doomed and scenario.get("in_write") and f"step-{step:08}" in str(path):
+        if is_of_step and doomed and scenario.get("in_write"):
             os.truncate(path, path.stat().st_size // 2)
             die()
         return facts

@@ -138,7 +138,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> 
             folder,
             [
                 {"run": "whole", "copy_of": "fresh", "wait_for": 4},
-                {"run": "full", "copy_of": "fresh", "step": 5, "limited": 1, "fails": True},
+                {"run": "full", "copy_of": "fresh", "step": 6, "limited": 1, "fails": True},
                 {"run": "full"},
                 {"run": "flipped", "copy_of": "whole", "flip": 9},
             ],
