@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,16 @@ from puna.chat import Message, encode_dialog
 from puna.data.prompts import Prompt, read_prompts
 from puna.formats import huggingface
 from puna.formats.checkpoint import Checkpoint
+from puna.formats.network import as_checkpoint
 from puna.heads import attach, scalar
 from puna.model import Llama
 from puna.train.log import read_log
-from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, weights_digest
+from puna.train.ppo.config import PPOConfig, ppo_settings, prepare
 from puna.train.ppo.rollouts import PolicyEngine
 from puna.train.ppo.run import ppo
 from puna.train.ppo.scores import Scorers
 from puna.train.sampling import Dialog, Scorer
-from puna.train.starting import open_start, start_network
+from puna.train.starting import open_start, start_network, weights_digest
 from puna.train.window_loss import hidden_states
 
 VERBS = ("Describe", "Name three things about", "Tell a story about", "Explain", "Praise", "Draw")
@@ -191,7 +193,8 @@ def puna_side(network: Llama, start: Checkpoint, args: argparse.Namespace, longe
     """As a rollout does it, with the exchange of weights and log-probabilities of the first 64."""
     assert start.vocabulary is not None
     longest += args.max_tokens
-    engine = PolicyEngine(network, start.vocabulary, longest=longest, device=args.device)
+    live = partial(as_checkpoint, network, start.path, start.vocabulary)
+    engine = PolicyEngine(live, network.config, longest=longest, device=args.device)
 
     def side(prompts: list[list[int]], burst: int) -> int:
         seeds = [burst * len(prompts) + number for number in range(len(prompts))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,18 @@ import click
 from puna.commands.lora_options import lora_options
 from puna.commands.models import lasting_name, locate
 from puna.commands.options import json_option
-from puna.commands.ranks import check_alone, said_once
-from puna.commands.train_options import given_options
+from puna.commands.ranks import (
+    by_the_first,
+    check_started,
+    is_first,
+    said_by_one,
+    said_once,
+    starred,
+)
+from puna.commands.train_options import given_options, hang_timeout_option
+from puna.commands.train_run import begin
 from puna.commands.training import told
+from puna.plan.layout import Layout, usual_micro_batch
 
 if TYPE_CHECKING:
     from puna.formats.checkpoint import Checkpoint
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
     from puna.train.ppo.scores import Scorers
 
 # What may be said of a run that goes on; the rest is in its config.
-_ON_RESUME = {"out", "resume", "tensorboard", "wandb", "as_json"}
+_ON_RESUME = {"out", "resume", "tensorboard", "wandb", "parallel", "hang_timeout", "as_json"}
 _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
 
 
@@ -44,7 +54,7 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
               help="Answers of an iteration.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=_BATCH, show_default=True,
               help="Answers of a step.")  # fmt: skip
-@click.option("--micro-batch-size", type=click.IntRange(min=1), default=_PIECE, show_default=True,
+@click.option("--micro-batch-size", type=click.IntRange(min=1), show_default=str(_PIECE),
               help="Answers at once.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True,
               help="Of an answer.")  # fmt: skip
@@ -62,6 +72,9 @@ _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="What training multiplies in.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--parallel", default="", help="How torchrun's processes share the work: ways of dp "
+              "and fsdp, such as 'fsdp=8'; a * takes the rest.")  # fmt: skip
+@hang_timeout_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--tensorboard", is_flag=True, help="Log to TensorBoard, in the run's folder, too.")
 @click.option("--wandb", is_flag=False, flag_value="puna", metavar="[PROJECT]",
@@ -79,7 +92,7 @@ def ppo(
     answers_per_prompt: int,
     iteration_size: int,
     batch_size: int,
-    micro_batch_size: int,
+    micro_batch_size: int | None,
     max_tokens: int,
     learning_rate: float,
     beta: float | None,
@@ -89,6 +102,8 @@ def ppo(
     patience: int,
     dtype: str,
     device: str,
+    parallel: str,
+    hang_timeout: float,
     seed: int,
     tensorboard: bool,
     wandb: str | None,
@@ -110,65 +125,78 @@ def ppo(
     if wandb is not None:
         asked["wandb"] = wandb
     with said_once():
-        check_alone("puna ppo")
+        parallel = starred(parallel)
         sinks.chosen(out, asked)
+        if resume:
+            if ignored := sorted(set(given_options()) - _ON_RESUME):
+                names = ", ".join(name.replace("_", "-") for name in ignored)
+                raise ValueError(f"a resumed run keeps its own config: leave out {names}")
+            config = read_config(out, PPOConfig, parallel or None)
+            check_started(config.settings.parallel)
+            if config.scorer_digest and config.scorer_digest != _scorer_digest(config):
+                raise ValueError(
+                    f"the reward models of {out} are not what they were: bring those back, or "
+                    "begin another run"
+                )
+        elif model is None or prompts is None or reward is None:
+            raise ValueError("give --model, --prompts and --reward, or --resume")
+        else:
+            check_started(parallel)
     if resume:
-        if ignored := sorted(set(given_options()) - _ON_RESUME):
-            names = ", ".join(name.replace("_", "-") for name in ignored)
-            raise ValueError(f"a resumed run keeps its own config: leave out {names}")
-        config = read_config(out, PPOConfig)
-        if config.scorer_digest and config.scorer_digest != _scorer_digest(config):
-            raise ValueError(
-                f"the reward models of {out} are not what they were: bring those back, or begin "
-                "another run"
-            )
-        _train(out, config, _scorers(config), asked, as_json)
+        _train(out, parallel, hang_timeout, asked, as_json)
         return
-    if model is None or prompts is None or reward is None:
-        raise ValueError("give --model, --prompts and --reward, or --resume")
-    if out.exists():
-        raise ValueError(f"{out} exists already; give --resume to go on with it")
-    start = open_start(locate(model))
-    start.check_speaks()
-    config = PPOConfig(
-        start.config,
-        ppo_settings(
-            iterations,
-            max(1, iteration_size // batch_size),
-            learning_rate=learning_rate,
-            evaluate_every=eval_every,
+
+    def prepare_run() -> None:
+        assert model is not None and prompts is not None and reward is not None
+        start = open_start(locate(model))
+        start.check_speaks()
+        piece = micro_batch_size
+        if piece is None:
+            piece = usual_micro_batch(Layout.parse(parallel), batch_size, at_most=_PIECE)
+        config = PPOConfig(
+            start.config,
+            ppo_settings(
+                iterations,
+                max(1, iteration_size // batch_size),
+                learning_rate=learning_rate,
+                evaluate_every=eval_every,
+                patience=patience,
+                dtype=dtype,
+                device=device,
+                parallel=parallel,
+            ),
+            batch_size,
+            piece,
+            seed,
+            iteration_size=iteration_size,
+            answers_per_prompt=answers_per_prompt,
+            max_tokens=max_tokens,
+            beta=usual_beta(start.config) if beta is None else beta,
+            cut_off_penalty=cut_off_penalty,
+            num_held_out=held_out,
             patience=patience,
-            dtype=dtype,
-            device=device,
-        ),
-        batch_size,
-        micro_batch_size,
-        seed,
-        iteration_size=iteration_size,
-        answers_per_prompt=answers_per_prompt,
-        max_tokens=max_tokens,
-        beta=usual_beta(start.config) if beta is None else beta,
-        cut_off_penalty=cut_off_penalty,
-        num_held_out=held_out,
-        patience=patience,
-        start=lasting_name(model, start.path),
-        start_digest=weights_digest(start),
-        helpfulness=_reward_model(reward, start),
-        safety="" if safety_reward is None else _reward_model(safety_reward, start),
-        lora=_in_fp32(lora),
-    )
-    config = replace(config, scorer_digest=_scorer_digest(config))
-    scorers = _scorers(config)
-    left_out = prepare(out, config, start, read_prompts(prompts))
-    if left_out.too_long:
-        click.echo(
-            f"note: {left_out.too_long:,} prompts left out: no room for an answer of {max_tokens} "
-            f"tokens in the context of {start.config.context_length}",
-            err=True,
+            start=lasting_name(model, start.path),
+            start_digest=weights_digest(start),
+            helpfulness=_reward_model(reward, start),
+            safety="" if safety_reward is None else _reward_model(safety_reward, start),
+            lora=_in_fp32(lora),
         )
-    if left_out.repeated:
-        click.echo(f"note: {left_out.repeated:,} prompts left out: repeated", err=True)
-    _train(out, config, scorers, asked, as_json)
+        config = replace(config, scorer_digest=_scorer_digest(config))
+        left_out = prepare(out, config, start, read_prompts(prompts))
+        if left_out.too_long:
+            click.echo(
+                f"note: {left_out.too_long:,} prompts left out: no room for an answer of "
+                f"{max_tokens} tokens in the context of {start.config.context_length}",
+                err=True,
+            )
+        if left_out.repeated:
+            click.echo(f"note: {left_out.repeated:,} prompts left out: repeated", err=True)
+
+    if parallel:
+        by_the_first(partial(begin, out, prepare_run), device, hang_timeout)
+    else:
+        begin(out, prepare_run)
+    _train(out, parallel, hang_timeout, asked, as_json)
 
 
 def _in_fp32(lora: LoRASettings | None) -> LoRASettings | None:
@@ -199,28 +227,45 @@ def _scorer_digest(config: PPOConfig) -> str:
     )
 
 
-def _scorers(config: PPOConfig) -> Scorers:
+def _scorers(config: PPOConfig, device: str) -> Scorers:
     from puna.train.ppo.scores import Scorers, by_beginning
     from puna.train.scoring import open_scorer
 
     def opened(model: str) -> Any:
-        scorer = open_scorer(model, device=config.settings.device)
+        scorer = open_scorer(model, device=device)
         return by_beginning(scorer, scorer.fits)
 
     return Scorers(opened(config.helpfulness), opened(config.safety) if config.safety else None)
 
 
 def _train(
-    out: Path, config: PPOConfig, scorers: Scorers, asked: dict[str, str], as_json: bool
+    out: Path, parallel: str, hang_timeout: float, asked: dict[str, str], as_json: bool
 ) -> None:
+    from puna.parallel.place import leave, meet_to_train
+    from puna.train.ppo.config import PPOConfig
     from puna.train.ppo.plot import plot_ppo
     from puna.train.ppo.run import ppo as run_ppo
+    from puna.train.run_config import read_config
     from puna.train.sinks import chosen, opened
 
-    with told(config.settings.steps, opened(out, chosen(out, asked))) as (telling, _):
-        finished = run_ppo(out, scorers, **telling)
-    picture = plot_ppo(out)
-    _report(out, config, finished, picture, as_json)
+    with said_once():
+        config = read_config(out, PPOConfig, parallel or None)
+    settings = config.settings
+    sinks = opened(out, chosen(out, asked) if is_first() else {})
+    with said_by_one(), told(settings.steps, sinks, shown=is_first()) as (telling, _):
+        device = settings.device
+        if settings.parallel:
+            device = str(meet_to_train(device, hang_timeout))
+        finished = run_ppo(
+            out,
+            _scorers(config, device),
+            parallel=parallel or None,
+            hang_timeout=hang_timeout,
+            **telling,
+        )
+    leave()
+    if is_first():
+        _report(out, config, finished, plot_ppo(out), as_json)
 
 
 def _report(out: Path, config: PPOConfig, finished: bool, picture: Path, as_json: bool) -> None:

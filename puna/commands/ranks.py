@@ -64,12 +64,6 @@ def check_started(parallel: str) -> None:
         )
 
 
-def check_alone(command: str) -> None:
-    """ValueError where torchrun started several processes of a command for one."""
-    if _num_started() > 1:
-        raise ValueError(f"{command} runs in one process; start it without torchrun")
-
-
 def _num_started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -91,6 +91,13 @@ class TrainOptions:
         return usual_micro_batch(layout, batch_size, self.schedule, at_most=at_most)
 
 
+hang_timeout_option = click.option(
+    "--hang-timeout", type=click.FloatRange(min=0), default=300, show_default=True,
+    help="Seconds a process may stand still before the others name it and end; six times as long "
+    "where it loads, compiles, samples, evaluates or saves. 0: for ever.",
+)  # fmt: skip
+
+
 def given_options() -> dict[str, Any]:
     """The options of the command line, by name."""
     context = click.get_current_context()
@@ -175,10 +182,7 @@ def _options(
                      help="How many of the newest stay."),
         click.option("--parallel", default="", help="How torchrun's processes share the work: "
                      "ways of dp, fsdp, tp, cp and pp, such as 'fsdp=2 tp=2'; a * takes the rest."),
-        click.option("--hang-timeout", type=click.FloatRange(min=0), default=300,
-                     show_default=True, help="Seconds a process may stand still before the others "
-                     "name it and end; six times as long where it loads, compiles, evaluates or "
-                     "saves. 0: for ever."),
+        hang_timeout_option,
         click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="1f1b",
                      show_default=True, help="In what order a pipeline takes the pieces of a "
                      "batch; interleaved: two stages a process."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,19 +67,10 @@ class TrainRun:
         out, said = self.options.out, settings or self.options
         parallel = self.parallel if settings is None else settings.parallel
 
-        def prepare_once() -> None:
-            if is_restarted(out):
-                click.echo(f"started again: going on with {out}", err=True)
-                return
-            if out.exists():
-                raise ValueError(f"{out} exists already; give --resume to go on with it")
-            prepare()
-            mark_job(out)
-
         with said_once():
             check_started(parallel)
             check_machine(said.device, said.float8)
-        self._by_the_first(prepare_once, parallel, said.device)
+        self._by_the_first(partial(begin, out, prepare), parallel, said.device)
         try:
             self._train(parallel or None)
         except BadDataError:
@@ -147,6 +139,17 @@ class TrainRun:
             f"trained: {newest}; losses in {out / 'log.jsonl'} and {out / 'loss.png'}", err=True
         )
         click.echo(f"try it: {self.try_it} {config.opened_by(newest)}", err=True)
+
+
+def begin(out: Path, prepare: Callable[[], None]) -> None:
+    """Has a new run prepared in `out`, unless this job of torchrun's began it and starts again."""
+    if is_restarted(out):
+        click.echo(f"started again: going on with {out}", err=True)
+        return
+    if out.exists():
+        raise ValueError(f"{out} exists already; give --resume to go on with it")
+    prepare()
+    mark_job(out)
 
 
 def train_run(

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Of a step, in this order, and for how many timeouts a rank may be there: loading and compiling,
-# and writing much, take long. An evaluation is entered again at each piece.
-PHASES = {"start": 6, "data": 1, "gradients": 1, "rollback": 6, "evaluation": 6, "checkpoint": 6}
+# sampling, and writing much, take long. An evaluation is entered again at each piece.
+PHASES = {
+    "start": 6, "data": 1, "sampling": 6, "gradients": 1, "rollback": 6, "evaluation": 6,
+    "checkpoint": 6,
+}  # fmt: skip
 LEFT = "left"  # how a rank ends that has not failed
 
 

@@ -42,6 +42,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a DTensor, on the CPU, from the ranks that have parts of it: each of them asks."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu()
+
+
 def square_norm(parameters: list[nn.Parameter]) -> float:
     """This rank's part of the squared norm of all gradients: parts add up over all ranks to it."""
     total = torch.zeros((), dtype=torch.float64)

@@ -142,6 +142,12 @@ def check_data(layout: Layout, batch_size: int) -> None:
         )
 
 
+def check_whole(layout: Layout, what: str) -> None:
+    """ValueError where ranks would have parts of a window or of a layer; `what` cannot."""
+    if layout.tp > 1 or layout.cp > 1 or layout.pp > 1:
+        raise ValueError(f"'{layout}': {what} trained with dp and fsdp alone")
+
+
 def check_pieces(
     layout: Layout, batch_size: int, micro_batch_size: int, schedule: str = "1f1b"
 ) -> None:

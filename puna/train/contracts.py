@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from puna.formats.checkpoint import Checkpoint
 from puna.model import Llama
 from puna.parallel.fsdp import Box
 from puna.tokenizer import Vocabulary
@@ -150,6 +151,11 @@ class Trainee(Protocol):
 
     def everyone(self, value: _T) -> list[_T]:
         """Each rank's value, by rank."""
+        ...
+
+    def whole(self, vocabulary: Vocabulary) -> Checkpoint:
+        """The weights as they are now, of all ranks, with LoRA pairs merged: for an engine in each
+        process, which has to hold them. Not of a pipeline."""
         ...
 
     def box(self, weight: Tensor) -> Box:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from puna.train.starting import Weights, make_trainee
 
 Batches = Callable[[int], NDArray[np.int64]]
 Check = Callable[[int, int], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,8 @@ def run_stage(
     """
     settings = config.settings
     check_machine(settings.device, settings.float8)
-    with contextlib.ExitStack() as stack:
-        place = None
-        if settings.parallel:
-            place = take_place(config.layout, settings.device, hang_timeout)
-            if config.layout.num_ranks > 1:
-                watch = watched(place.rank, config.layout.num_ranks, timeout=hang_timeout)
-                options["on_phase"] = stack.enter_context(watch).enter
+    with placed(config, hang_timeout) as (place, watch), contextlib.ExitStack() as stack:
+        options |= watch
 
         def ahead(make: Batches) -> Batches:
             return stack.enter_context(contextlib.closing(Prefetched(make)))
@@ -101,13 +97,38 @@ def run_stage(
         if network is not None:
             trainee: Trainee = Single(network(), stage, settings)
             return train(trainee, stage, settings, run, vocabulary, **options)
-        # The first rank says whether there is a checkpoint.
-        resumed = bool(steps_saved(run))
-        if place is not None:
-            resumed = place.everyone(resumed)[0]
+        resumed = of_the_first(place, bool(steps_saved(run)))
         first = None if resumed else weights
         trainee = make_trainee(config.model, settings, stage, place, first, heads)
         return train(trainee, stage, settings, run, vocabulary, **options)
+
+
+@contextlib.contextmanager
+def placed(
+    config: RunConfig, hang_timeout: float, *, data: str = "data"
+) -> Iterator[tuple[Place | None, dict[str, Any]]]:
+    """This process's place in the run's layout, None where it is alone; and the `on_phase` of
+    `train.loop.train` for the watch over the others, where there are any, to which making batches
+    is the phase `data` of `parallel.beats`."""
+    settings, num_ranks = config.settings, config.layout.num_ranks
+    if not settings.parallel:
+        yield None, {}
+        return
+    place = take_place(config.layout, settings.device, hang_timeout)
+    if num_ranks == 1:
+        yield place, {}
+        return
+    with watched(place.rank, num_ranks, timeout=hang_timeout) as watch:
+
+        def enter(position: int, step: int, phase: str) -> None:
+            watch.enter(position, step, data if phase == "data" else phase)
+
+        yield place, {"on_phase": enter}
+
+
+def of_the_first(place: Place | None, value: _T) -> _T:
+    """The first rank's value: what is in files may look otherwise from another machine."""
+    return value if place is None else place.everyone(value)[0]
 
 
 def _agreed(place: Place | None, make: Callable[[], Stage]) -> Stage:

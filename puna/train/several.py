@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from puna.formats.checkpoint import Checkpoint
+from puna.formats.network import weights_as_checkpoint
 from puna.model import Llama
-from puna.parallel.fsdp import Box, box_of, local, square_norm
+from puna.parallel.fsdp import Box, box_of, local, square_norm, whole
 from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
@@ -181,6 +183,12 @@ class Several:
 
     def everyone(self, value: _T) -> list[_T]:
         return self.place.everyone(value)
+
+    def whole(self, vocabulary: Vocabulary) -> Checkpoint:
+        self._reshard()
+        weights = {name: whole(weight) for name, weight in self.network.named_parameters()}
+        config = self.network.config
+        return weights_as_checkpoint(config, weights, Path("live weights"), vocabulary)
 
     def box(self, weight: Tensor) -> Box:
         return box_of(weight, self.place)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from puna.formats.checkpoint import Checkpoint
+from puna.formats.network import as_checkpoint
 from puna.model import Llama
 from puna.parallel.float8 import to_float8
 from puna.parallel.fsdp import Box
@@ -110,6 +112,9 @@ class Single:
 
     def everyone(self, value: _T) -> list[_T]:
         return [value]
+
+    def whole(self, vocabulary: Vocabulary) -> Checkpoint:
+        return as_checkpoint(self.network, Path("live weights"), vocabulary)
 
     def box(self, weight: Tensor) -> Box:
         return Box((0,) * weight.ndim, tuple(weight.shape))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import tempfile
+import os
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from torch.distributed import TCPStore
+
+_HOST = "127.0.0.1"
 
 
 class Pool:
@@ -23,11 +26,12 @@ class Pool:
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.parallel.layouts"])
-        self._folder = tempfile.TemporaryDirectory()
+        # Here, so that it has a free port and lives as long as they do.
+        self._store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         self._ranks, self._ends = [], []
         for rank in range(size):
             end, other = context.Pipe()
-            place = (rank, size, Path(self._folder.name) / "store")
+            place = (rank, size, self._store.port)
             process = context.Process(target=_serve, args=(other, *place), daemon=True)
             process.start()
             other.close()
@@ -69,7 +73,6 @@ class Pool:
             process.join()
         for end in self._ends:
             end.close()
-        self._folder.cleanup()
 
     def __enter__(self) -> Pool:
         return self
@@ -83,12 +86,14 @@ class Pool:
         self.close()
 
 
-def _serve(connection: Connection, rank: int, size: int, store: Path) -> None:
+def _serve(connection: Connection, rank: int, size: int, port: int) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    os.environ |= {"MASTER_ADDR": _HOST, "MASTER_PORT": str(port)}  # as torchrun says it
+    store = TCPStore(_HOST, port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     while True:
         function, arguments = connection.recv()
         try:

@@ -43,6 +43,7 @@ def ppo_config(start: Path, **changes: Any) -> PPOConfig:
     """Mini-batches of 8, two an iteration, each in two pieces."""
     own = {field.name for field in dataclasses.fields(PPOConfig)}
     values: dict[str, Any] = {"iteration_size": 16, "max_tokens": 6, "num_held_out": 4}
+    values["micro_batch_size"] = 4
     values |= {name: changes.pop(name) for name in own & set(changes)}
     iterations = changes.pop("iterations", 3)
     options = {"learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 100} | changes
@@ -52,7 +53,6 @@ def ppo_config(start: Path, **changes: Any) -> PPOConfig:
         model=checkpoint.config,
         settings=ppo_settings(iterations, values["iteration_size"] // 8, **options),
         batch_size=8,
-        micro_batch_size=4,
         seed=1,
         start=str(start),
         start_digest=weights_digest(checkpoint),

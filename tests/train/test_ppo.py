@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,8 @@ def test_reading_answers_equals_transformers_one_by_one() -> None:
 def test_the_engine_samples_from_the_live_weights(vocabulary: Vocabulary) -> None:
     network = random_model(small_config(vocab_size=420))
     attach(network, "value")
-    engine = PolicyEngine(network, vocabulary, longest=15)
+    live = partial(as_checkpoint, network, Path("x"), vocabulary)
+    engine = PolicyEngine(live, network.config, longest=15)
     prompts = [[1, 50, 60], [1, 70]]
     for seed in range(2):
         if seed:
@@ -300,8 +302,11 @@ def test_the_engine_samples_from_the_live_weights(vocabulary: Vocabulary) -> Non
             assert answers.tokens.ids[number, begin : begin + length].tolist() == ids
             assert bool(answers.finished[number]) == (ids[-1] == vocabulary.eos_id)
         _, logits, targets = read_answers(network, network, answers.tokens)
-        found = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].detach()
-        assert len(answers.logprobs) == int(answers.tokens.lengths[0])
+        found = torch.zeros(answers.tokens.mask.shape)
+        found[answers.tokens.mask] = (
+            logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].detach()
+        )
+        assert list(map(len, answers.logprobs)) == [int(answers.tokens.lengths[0]), 0]
         assert disagreement(answers, found) < 1e-5
         assert disagreement(answers, found + 0.25) == pytest.approx(0.25, abs=1e-5)
 
@@ -428,7 +433,10 @@ def test_another_start_is_refused(tmp_path: Path, start: Path, vocabulary: Vocab
     [
         ({"iteration_size": 12}, "an iteration of 12 answers is no multiple of the batch size 8"),
         ({"answers_per_prompt": 3}, "is no multiple of 3 answers to each prompt"),
-        ({"parallel": "dp=2"}, "PPO runs in one process"),
+        ({"compile": True}, "PPO runs without compile and float8"),
+        ({"parallel": "tp=2"}, "'tp=2': PPO is trained with dp and fsdp alone"),
+        ({"parallel": "dp=2", "lora": LoRASettings(2, base="fp32")}, "are trained in one process"),
+        ({"parallel": "dp=2", "num_held_out": 1}, "2 processes cannot share 1 held-out prompts"),
         ({"max_rollbacks": 2}, "max_rollbacks and spike_deviations must be 0"),
         ({"max_tokens": 48}, "leave no room for a prompt in a context of 48"),
         ({"beta": -0.1}, "beta must be 0 or more, not -0.1"),

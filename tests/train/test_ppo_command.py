@@ -24,6 +24,7 @@ from puna.train.run_config import read_config
 from puna.train.sampling import Dialog
 from tests.samples import story_lines
 from tests.train.alignment import PROMPTS, letters, new_policy
+from tests.train.test_several import torchrun
 
 SMALL = [
     "--iterations", "2", "--iteration-size", "16", "--batch-size", "8", "--micro-batch-size", "4",
@@ -117,7 +118,9 @@ def test_what_does_not_fit_is_refused(
     alone = CliRunner().invoke(puna, ["ppo", "--out", out])
     assert "give --model, --prompts and --reward" in str(alone.exception)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "puna ppo runs in one process" in str(run(folder, "--out", out).exception)
+    assert "there are 2 processes; say how they share the work" in str(
+        run(folder, "--out", out).exception
+    )
     assert not Path(out).exists()
 
 
@@ -136,3 +139,26 @@ def test_an_answer_that_does_not_fit_is_scored_by_its_beginning() -> None:
     assert seen == ["bana", "bat"]
     with pytest.raises(ValueError, match="a prompt does not fit the reward model's context: 'q'"):
         by_beginning(scorer, lambda dialog: False)([dialog("banana")])
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_go_on(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["--model", folder / "start", "--prompts", folder / "prompts.jsonl", "--reward",
+             folder / "helpful", "--safety-reward", folder / "safe", *SMALL]  # fmt: skip
+    begun = torchrun("puna", "ppo", *asked, "--out", out, "--parallel", "fsdp=*", "--json")
+    assert begun.returncode == 0, begun.stderr
+    said = json.loads(begun.stdout)
+    assert said["finished"] and said["steps"] == 4
+    assert begun.stderr.count("left out: no room for an answer") == 1
+    assert read_config(out, PPOConfig).settings.parallel == "fsdp=2"
+    alone = run(folder, "--out", str(tmp_path / "alone"), "--json", safety_reward="safe")
+    rewards = json.loads(alone.stdout)["held_out_rewards"]
+    assert said["held_out_rewards"] == pytest.approx(rewards, abs=1e-5)
+    # One process is told that two began it, and goes on where it is told to.
+    refused = CliRunner().invoke(puna, ["ppo", "--out", str(out), "--resume"])
+    assert "torchrun --nproc-per-node 2" in str(refused.exception)
+    again = torchrun("puna", "ppo", "--out", out, "--resume", "--parallel", "dp=2", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout) == said
+    twice = torchrun("puna", "ppo", *asked, "--out", out, "--parallel", "fsdp=2")
+    assert twice.returncode and twice.stderr.count("exists already; give --resume") == 1

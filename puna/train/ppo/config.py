@@ -13,6 +13,7 @@ from puna.data.prompts import Prompt
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
 from puna.lora import LoRASettings
+from puna.plan.layout import check_whole
 from puna.train.loop import Settings
 from puna.train.run_config import RunConfig, write_run
 from puna.train.sampling import fits
@@ -72,8 +73,18 @@ class PPOConfig(RunConfig):
                 "LoRA pairs of a policy are merged for its engine: their base is fp32; and there "
                 "are no statistics of layers with them"
             )
-        if settings.parallel or settings.compile or settings.float8:
-            raise ValueError("PPO runs in one process, without compile and float8")
+        if settings.compile or settings.float8:
+            raise ValueError("PPO runs without compile and float8")
+        check_whole(self.layout, "PPO is")
+        if self.lora is not None and settings.parallel:
+            raise ValueError(
+                "LoRA pairs of a policy are trained in one process: leave out parallel"
+            )
+        if 0 < self.num_held_out < self.layout.num_ranks:
+            raise ValueError(
+                f"{self.layout.num_ranks} processes cannot share {self.num_held_out} held-out "
+                "prompts; hold out as many as there are processes, or none"
+            )
         if settings.max_rollbacks or settings.spike_deviations:
             raise ValueError(
                 "PPO does not go back by itself, and its loss has no spikes: max_rollbacks and "

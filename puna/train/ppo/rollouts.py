@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from puna.chat import TAGS
+from puna.config import ModelConfig
 from puna.engine.engine import MAX_SEQUENCES
 from puna.engine.llm import LLM
 from puna.engine.memory import kv_bytes
 from puna.engine.params import SamplingParams
 from puna.engine.prompts import EncodedPrompt
-from puna.formats.network import as_checkpoint
+from puna.formats.checkpoint import Checkpoint
 from puna.heads import next_token_logits
 from puna.model import Llama
-from puna.tokenizer import Vocabulary
 from puna.train.window_loss import hidden_states
 
 # *Ours*: how far the log-probabilities of engine and network may be apart, by what the network
@@ -75,16 +75,17 @@ def read_answers(
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
     """What was sampled. `finished` (B,) is whether an answer ended by itself, with EOS; `texts` are
-    without it. `logprobs` are the engine's, of each token of the first answers (N,)."""
+    without it. `logprobs` are the engine's, of each token of an answer, where they were asked
+    for."""
 
     tokens: Tokens
     finished: Tensor
     texts: list[str]
-    logprobs: Tensor
+    logprobs: list[list[float]]
 
 
 class PolicyEngine:
-    """The engine on the weights that a network has when it is called.
+    """The engine on the weights that a policy of this shape has when it is called.
 
     `longest` is how many tokens prompt and answer may have together: keys and values of as many
     such sequences as run at once are held, where they are small.
@@ -92,17 +93,17 @@ class PolicyEngine:
 
     def __init__(
         self,
-        network: Llama,
-        vocabulary: Vocabulary,
+        weights: Callable[[], Checkpoint],
+        model: ModelConfig,
         *,
         longest: int,
         device: str = "cpu",
         dtype: str = "fp32",
     ) -> None:
-        self._network, self._vocabulary = network, vocabulary
+        self._weights = weights
         self._device, self._dtype = device, dtype
         num_tokens = MAX_SEQUENCES * longest
-        is_small = kv_bytes(network.config, num_tokens, "f32") <= _KV_BYTES
+        is_small = kv_bytes(model, num_tokens, "f32") <= _KV_BYTES
         self._kv_tokens = num_tokens if is_small else None  # what suits the memory
         self._llm: LLM | None = None
 
@@ -121,9 +122,10 @@ class PolicyEngine:
         would forge a turn, is not finished. Log-probabilities, which cost time, are of the first
         `num_checked`.
         """
+        llm = self._updated()
         outputs = [
             result.outputs[0]
-            for result in self._updated().generate(
+            for result in llm.generate(
                 [EncodedPrompt(ids, strip_space=True, stop=TAGS) for ids in prompts],
                 [
                     SamplingParams(
@@ -137,18 +139,16 @@ class PolicyEngine:
                 ],
             )
         ]
-        eos = self._vocabulary.eos_id
+        eos = llm.tokenizer.eos_id
         return Answers(
             pack(prompts, [output.token_ids for output in outputs]),
             torch.tensor([output.token_ids[-1] == eos for output in outputs]),
             [output.text.strip() for output in outputs],
-            torch.tensor(
-                [token.logprob for output in outputs for token in output.logprobs or ()]
-            ).double(),
+            [[token.logprob for token in output.logprobs or ()] for output in outputs],
         )
 
     def _updated(self) -> LLM:
-        weights = as_checkpoint(self._network, Path("the policy"), self._vocabulary).without_heads()
+        weights = self._weights().without_heads()
         if self._llm is None:
             self._llm = LLM(
                 weights, device=self._device, dtype=self._dtype, kv_tokens=self._kv_tokens
@@ -167,10 +167,29 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> 
     return Tokens(ids, *(torch.tensor(list(map(len, each))) for each in (prompts, answers)))
 
 
-def disagreement(answers: Answers, logprobs_N: Tensor) -> float:
-    """The largest difference of the engine's log-probabilities and those of the network for the
-    same tokens, the first of `logprobs_N`; 0 where none were asked for."""
-    checked = len(answers.logprobs)
-    if not checked:
-        return 0.0
-    return (logprobs_N[:checked].double().cpu() - answers.logprobs).abs().max().item()
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers of several processes, one part after another."""
+    width = max(part.tokens.ids.shape[1] for part in parts)
+    padded = [F.pad(part.tokens.ids, (0, width - part.tokens.ids.shape[1])) for part in parts]
+    return Answers(
+        Tokens(
+            torch.cat(padded),
+            torch.cat([part.tokens.prompt_lengths for part in parts]),
+            torch.cat([part.tokens.lengths for part in parts]),
+        ),
+        torch.cat([part.finished for part in parts]),
+        [text for part in parts for text in part.texts],
+        [logprobs for part in parts for logprobs in part.logprobs],
+    )
+
+
+def disagreement(answers: Answers, logprobs_BT: Tensor) -> float:
+    """The largest difference of the engine's log-probabilities, where they were asked for, and
+    those of the network for the same tokens."""
+    apart = [
+        (torch.tensor(own, dtype=torch.float64) - row[: len(own)].double()).abs().max().item()
+        for own, row in zip(answers.logprobs, logprobs_BT, strict=True)
+        if own
+    ]
+    # Not Python's: a difference that is no number must not be passed over.
+    return torch.tensor([0.0, *apart]).max().item()

@@ -39,6 +39,18 @@ class Scores:
         return {name: x.mean().item() for name, x in found.items() if x is not None}
 
 
+def joined_scores(parts: Sequence[Scores]) -> Scores:
+    """The scores of several processes' answers, one part after another."""
+
+    def together(name: str) -> Tensor | None:
+        each = [getattr(part, name) for part in parts]
+        return None if each[0] is None else torch.cat(each)
+
+    reward, helpfulness = together("reward"), together("helpfulness")
+    assert reward is not None and helpfulness is not None
+    return Scores(reward, helpfulness, together("safety"), together("gold"))
+
+
 def by_beginning(scorer: Scorer, fits: Callable[[Dialog], bool]) -> Scorer:
     """A scorer of which answers that do not fit its context get a score by their beginning.
 

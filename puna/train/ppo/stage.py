@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,12 @@ from puna.data.permutation import Permutation
 from puna.data.prompts import Prompt
 from puna.formats.manifest import read_manifest
 from puna.formats.run_folder import checkpoint_path, steps_saved
-from puna.heads import scalar
+from puna.heads import heads_of, scalar
 from puna.lora import without_pairs
 from puna.model import Llama
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import run_state
+from puna.train.contracts import Trainee
 from puna.train.log import Record
 from puna.train.ppo.advantages import among_alternatives, final_scores
 from puna.train.ppo.config import PPOConfig
@@ -50,11 +52,11 @@ from puna.train.ppo.rollouts import (
     PolicyEngine,
     Tokens,
     disagreement,
+    joined,
     read_answers,
 )
-from puna.train.ppo.scores import Scorers, Scores, scores_of
+from puna.train.ppo.scores import Scorers, Scores, joined_scores, scores_of
 from puna.train.sampling import seed_of
-from puna.train.single import autocast
 
 
 class Query(NamedTuple):
@@ -67,33 +69,28 @@ class Query(NamedTuple):
 class PPO:
     """The stage (`contracts.Stage`). A piece is the numbers of answers (B,) of the iteration.
 
-    `network` is the policy with a `value` head, `reference` what it is held to; None: the policy
-    without its LoRA pairs.
+    It samples from what is trained, so it `meets` that before anything else. Of several processes
+    each answers and scores its share of the prompts, by an engine of its own, and all know all of
+    it: scores and advantages are whitened together.
     """
+
+    _policy: Trainee
+    _reference: Trainee | None
+    _engine: PolicyEngine
 
     def __init__(
         self,
         run: Path,
         config: PPOConfig,
-        network: Llama,
-        reference: Llama | None,
         vocabulary: Vocabulary,
         prompts: Sequence[Prompt],
         scorers: Scorers,
     ) -> None:
         self._run, self._config, self._scorers = run, config, scorers
-        self._network, self._reference = network, reference
-        settings = config.settings
+        self._vocabulary = vocabulary
         tokenizer = Tokenizer(vocabulary)
         queries = [Query(p, encode_dialog(tokenizer, p.messages).ids) for p in prompts]
-        on_gpu = settings.device != "cpu"
-        self._engine = PolicyEngine(
-            network,
-            vocabulary,
-            longest=max(len(query.ids) for query in queries) + config.max_tokens,
-            device=settings.device,
-            dtype="bf16" if on_gpu and settings.dtype == "bf16" else "fp32",
-        )
+        self._longest = max(len(query.ids) for query in queries) + config.max_tokens
         order = Permutation(len(queries), f"{config.seed} held out")
         mixed = [queries[order(number)] for number in range(len(queries))]
         self._held_out, self._trained = mixed[: config.num_held_out], mixed[config.num_held_out :]
@@ -102,6 +99,19 @@ class PPO:
         self._sums: Counter[str] = Counter()
         self._evaluations: list[float] = []
         self._start: Record = {}
+
+    def meet(self, policy: Trainee, reference: Trainee | None) -> None:
+        """`policy` trains a network with a `value` head, `reference` has what it is held to; None:
+        the policy without its LoRA pairs."""
+        self._policy, self._reference = policy, reference
+        is_bf16 = policy.device.type != "cpu" and self._config.settings.dtype == "bf16"
+        self._engine = PolicyEngine(
+            partial(policy.whole, self._vocabulary),
+            self._config.model,
+            longest=self._longest,
+            device=str(policy.device),
+            dtype="bf16" if is_bf16 else "fp32",
+        )
 
     # --- the loop's view ---
 
@@ -118,7 +128,7 @@ class PPO:
         self._iteration = iteration
         self._sums.clear()
         size = self._config.last_batch_size
-        rows = torch.arange(number * size, (number + 1) * size)
+        rows = torch.arange(number * size, (number + 1) * size)[self._share(size)]
         return list(rows.split(self._config.micro_batch_size))
 
     def num_tokens(self, batch: Tensor) -> int:
@@ -158,12 +168,14 @@ class PPO:
 
     def begin(self, step: int) -> None:
         """Hears how many steps were done before."""
-        self._evaluations = [reward for _, reward in evaluations(self._run, step)]
+        found = [reward for _, reward in evaluations(self._run, step)]
+        self._evaluations = self._policy.everyone(found)[0]
 
     def complete(self, record: Record) -> bool:
         """Adds to the record of a step what is known of it; whether the run ends with it."""
-        num_tokens = self._sums.pop("tokens")
-        record |= {name: value / num_tokens for name, value in self._sums.items()}
+        sums = dict(zip(self._sums, self._policy.total(*self._sums.values()), strict=True))
+        num_tokens = sums.pop("tokens")
+        record |= {name: value / num_tokens for name, value in sums.items()}
         record |= {"iteration": self._iteration, **self._now.figures, **self._start}
         self._evaluations += [reward for _, reward in evaluations_in(record)]
         self._start = {}
@@ -187,11 +199,10 @@ class PPO:
         tokens = answers.tokens
         logprobs, reference, values = self._measured(tokens)
         seconds["reading"] = time.perf_counter() - begun - sum(seconds.values())
-        mask = tokens.mask
-        apart = disagreement(answers, logprobs[mask])
+        apart = disagreement(answers, logprobs)
         figures = self._figures(answers, scores)
         figures |= {
-            "kl": torch.where(mask, logprobs - reference, 0).sum(1).mean().item(),
+            "kl": torch.where(tokens.mask, logprobs - reference, 0).sum(1).mean().item(),
             "agreement": apart,
             "rollout_seconds": seconds,
         }
@@ -201,7 +212,8 @@ class PPO:
                 f"iteration {iteration}: log-probabilities of policy and engine are {apart:.2g} "
                 f"apart, more than {bound:g}"
             )
-            logging.getLogger("puna").error(figures["error"])
+            if self._policy.leads:
+                logging.getLogger("puna").error(figures["error"])
         counted = final_scores(
             among_alternatives(scores.reward, config.answers_per_prompt),
             answers.finished,
@@ -211,8 +223,14 @@ class PPO:
             tokens, counted, logprobs, reference, values, figures,
             beta=config.beta, gamma=config.gamma, lambda_=config.lambda_,
         )  # fmt: skip
-        write_experience(experience_path(self._run, iteration), experience)
+        if self._policy.leads:
+            write_experience(experience_path(self._run, iteration), experience)
         return experience
+
+    def _share(self, number: int) -> slice:
+        """Which of so many are this process's."""
+        rank, num_ranks = self._policy.rank, self._policy.num_ranks
+        return slice(rank * number // num_ranks, (rank + 1) * number // num_ranks)
 
     def _query(self, iteration: int, number: int) -> Query:
         """Each prompt once, in an order of its own, before any comes again; for as many answers as
@@ -225,52 +243,61 @@ class PPO:
     def _answered(
         self, queries: Sequence[Query], name: str, iteration: int, *, num_checked: int = 0
     ) -> tuple[Answers, Scores, dict[str, float]]:
-        """Answers, their scores, and the seconds that both took."""
+        """Answers, their scores, and the seconds that both took this process."""
         seeds = [seed_of(self._config.seed, name, iteration, n) for n in range(len(queries))]
+        share = self._share(len(queries))
+        own = queries[share]
         begun = time.perf_counter()
         answers = self._engine(
-            [query.ids for query in queries],
-            seeds,
+            [query.ids for query in own],
+            seeds[share],
             max_tokens=self._config.max_tokens,
-            num_checked=num_checked,
+            num_checked=-(-num_checked // self._policy.num_ranks),
         )
         sampled = time.perf_counter()
-        scores = scores_of(self._scorers, [query.prompt for query in queries], answers.texts)
+        scores, wrong = None, ""
+        try:
+            scores = scores_of(self._scorers, [query.prompt for query in own], answers.texts)
+        except ValueError as error:
+            wrong = str(error)
         seconds = {"generation": sampled - begun, "scoring": time.perf_counter() - sampled}
-        return answers, scores, seconds
+        everyone = self._policy.everyone((answers, scores, wrong))
+        if said := [theirs for _, _, theirs in everyone if theirs]:
+            raise ValueError(said[0])
+        return (
+            joined([theirs for theirs, _, _ in everyone]),
+            joined_scores([theirs for _, theirs, _ in everyone if theirs is not None]),
+            seconds,
+        )
 
     @torch.no_grad()
     def _measured(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token of the answers (B, T), by policy, reference and value head: the two
         log-probabilities and the value, computed in the pieces that are trained on, so that the
         first ratios are 1."""
-        settings = self._config.settings
-        device = torch.device(settings.device)
-        found: list[list[Tensor]] = [[], [], []]
-        for rows in torch.arange(len(tokens.ids)).split(self._config.micro_batch_size):
-            piece = tokens.of(rows).to(device)
-            with autocast(device, settings.dtype):
-                states, logits, targets = read_answers(self._network, self._network, piece)
-                unmoved = self._unmoved(piece)
-                each = (
-                    token_logprobs(logits, targets),
-                    token_logprobs(unmoved, targets),
-                    scalar(self._network, "value", states),
-                )
-            for values, value in zip(found, each, strict=True):
-                values.append(value.cpu())
-        mask = tokens.mask
-        padded = [torch.zeros(mask.shape) for _ in found]
-        for whole, values in zip(padded, found, strict=True):
-            whole[mask] = torch.cat(values)
-        return padded[0], padded[1], padded[2]
+        pieces = torch.arange(len(tokens.ids)).split(self._config.micro_batch_size)
 
-    def _unmoved(self, tokens: Tokens) -> Tensor:
-        """The logits of the reference."""
+        def read(model: Callable[..., Tensor], network: Llama, rows: Tensor) -> Tensor:
+            piece = tokens.of(rows.cpu()).to(rows.device)
+            states, logits, targets = read_answers(model, network, piece)
+            found = [token_logprobs(logits, targets)]
+            if "value" in heads_of(network):
+                found.append(scalar(network, "value", states))
+            return torch.stack(found)
+
+        def by(trainee: Trainee) -> Tensor:
+            return torch.cat(trainee.measured(pieces, read, lambda: None), 1)
+
+        logprobs, values = by(self._policy)
         if self._reference is not None:
-            return read_answers(self._reference, self._reference, tokens)[1]
-        with without_pairs(self._network):
-            return read_answers(self._network, self._network, tokens)[1]
+            reference = by(self._reference)[0]
+        else:
+            with without_pairs(self._policy.network):
+                reference = by(self._policy)[0]
+        mask = tokens.mask
+        padded = torch.zeros(3, *mask.shape)
+        padded[:, mask] = torch.stack((logprobs, reference, values))
+        return padded[0], padded[1], padded[2]
 
     def _figures(self, answers: Answers, scores: Scores) -> Record:
         return scores.means() | {
@@ -284,6 +311,9 @@ class PPO:
 
     def _keep(self, iteration: int) -> None:
         """Removes what was sampled in iterations that no checkpoint is in the middle of."""
+        self._policy.settle()  # one may still be on its way
+        if not self._policy.leads:
+            return
         keep = {iteration}
         for step in steps_saved(self._run):
             try:

@@ -10,7 +10,6 @@ from pathlib import Path
 from puna.data.pairs import EncodedPairs, encode_pairs
 from puna.data.preference_mix import mixed, split_by_prompt
 from puna.data.preferences import Comparison, read_comparisons
-from puna.plan.layout import Layout
 from puna.tokenizer import Tokenizer
 
 NOT_HELD_OUT = "prompts that are held out"
@@ -76,12 +75,6 @@ def read_pairs(
         why = "; ".join(data.lines())
         raise ValueError("no pair to train on" + (f": {why}" if why else ""))
     return data
-
-
-def check_layout(layout: Layout) -> None:
-    """ValueError where ranks would have parts of a dialog or of a layer."""
-    if layout.tp > 1 or layout.cp > 1 or layout.pp > 1:
-        raise ValueError(f"'{layout}': stages on pairs are trained with dp and fsdp alone")
 
 
 def _read(paths: Sequence[Path], form: str | None, counts: Counter[str]) -> list[Comparison]:

@@ -27,12 +27,12 @@ from puna.formats import Checkpoint
 from puna.formats.files import atomic_directory
 from puna.heads import heads_of, scalar
 from puna.model import Llama
+from puna.plan.layout import check_whole
 from puna.tokenizer import Vocabulary
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
 from puna.train.preferences.losses import MARGINS, margins_of, ranking_losses, safety_losses
 from puna.train.preferences.metrics import agreement
-from puna.train.preferences.pair_data import check_layout
 from puna.train.preferences.pair_stage import HELD_OUT, TRAINED, PairStage, run_pairs
 from puna.train.run_config import RunConfig, read_config, write_run
 from puna.train.running import Share, run_stage
@@ -64,7 +64,7 @@ class RewardConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.kind not in MIXES:
             raise ValueError(f"kind is {' or '.join(MIXES)}, not {self.kind!r}")
-        check_layout(self.layout)
+        check_whole(self.layout, "stages on pairs are")
         if self.margin not in MARGINS:
             raise ValueError(f"margin is {', '.join(MARGINS)}, not {self.margin!r}")
         if not self.safety_weight >= 0:
