@@ -15,7 +15,7 @@ from puna.commands.eval_judge import judge_command
 from puna.evaluate.results import read_results, read_samples
 from tests.evaluate.judges import judge
 from tests.serve.servers import puna_serve
-from tests.train.reward_models import new_reward_model
+from tests.train.preferences.reward_models import new_reward_model
 
 DIALOGS = (
     ("1", "facts", ("What is the capital of Peru?", "Where is Peru?")),

@@ -18,12 +18,12 @@ import pytest
 from puna.formats.run_folder import checkpoint_path, steps_saved
 from puna.tokenizer import Vocabulary
 from puna.train.log import read_log
-from tests.train.alignment import PROMPTS, new_policy
-from tests.train.preference_runs import write_pairs, write_start
-from tests.train.reward_models import new_reward_model
+from tests.train.ppo.small_policy import PROMPTS, new_policy
+from tests.train.ppo.test_command import new_reward_model as small_reward_model
+from tests.train.preferences.reward_models import new_reward_model
+from tests.train.preferences.runs import write_pairs, write_start
 from tests.train.runs import weights
 from tests.train.sft_runs import write_dialogs
-from tests.train.test_ppo_command import new_reward_model as small_reward_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from puna.train.log import read_log
 from puna.train.loop import Settings
 from puna.train.preferences.dpo import DPO, DPOConfig, answer_logprobs, reference_of, with_reference
 from tests.samples import positions_like, random_model
-from tests.train.preference_runs import MODEL, write_pairs, write_start
+from tests.train.preferences.runs import MODEL, write_pairs, write_start
 from tests.train.runs import losses
 
 

@@ -15,9 +15,9 @@ from puna.train.log import read_log
 from puna.train.loop import Settings
 from puna.train.preferences.pair_data import read_pairs
 from puna.train.preferences.reward import RewardConfig, prepare, reward
-from tests.train.preference_runs import MODEL, write_pairs, write_start
+from tests.train.preferences.runs import MODEL, write_pairs, write_start
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SETTINGS = Settings(steps=4, learning_rate=1e-2, warmup_steps=1, dtype="fp32", checkpoint_every=4)
 CODE = "import sys, torch; from pathlib import Path; "
 CODE += "from puna.train.preferences.reward import reward; "

@@ -23,7 +23,7 @@ from puna.train.ppo.scores import by_beginning
 from puna.train.run_config import read_config
 from puna.train.sampling import Dialog
 from tests.samples import story_lines
-from tests.train.alignment import PROMPTS, letters, new_policy
+from tests.train.ppo.small_policy import PROMPTS, letters, new_policy
 from tests.train.test_several import torchrun
 
 SMALL = [

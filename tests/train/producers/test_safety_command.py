@@ -13,7 +13,7 @@ from puna.data.text import records
 from puna.train.producers.preprompts import RISKS
 from puna.train.producers.red_team import raw_threshold
 from tests.test_cli import is_one_clear_line, run
-from tests.train.reward_models import new_reward_model
+from tests.train.preferences.reward_models import new_reward_model
 
 Run = Callable[..., tuple[int, str, str]]
 __all__ = ["run"]

@@ -19,7 +19,7 @@ from puna.train.ppo.run import ppo
 from puna.train.ppo.scores import Scorers
 from puna.train.sampling import Dialog
 from tests.parallel.pool import Pool
-from tests.train.alignment import letters, new_policy, new_run
+from tests.train.ppo.small_policy import letters, new_policy, new_run
 
 OPTIONS: dict[str, Any] = {"iterations": 2, "evaluate_every": 1, "checkpoint_every": 1}
 

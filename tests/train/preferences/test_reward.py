@@ -40,7 +40,7 @@ from puna.train.preferences.reward import (
 )
 from puna.train.scoring import open_scorer
 from tests.samples import positions_like, random_model
-from tests.train.preference_runs import MODEL, write_pairs, write_start
+from tests.train.preferences.runs import MODEL, write_pairs, write_start
 from tests.train.runs import losses
 
 SETTINGS = Settings(

@@ -18,7 +18,7 @@ from puna.tokenizer import Vocabulary
 from puna.train.scoring import open_scorer
 from tests.samples import random_model, small_config
 from tests.test_cli import is_one_clear_line, run
-from tests.train.reward_models import new_reward_model
+from tests.train.preferences.reward_models import new_reward_model
 
 Run = Callable[..., tuple[int, str, str]]
 __all__ = ["run"]

@@ -37,7 +37,7 @@ from puna.train.ppo.scores import Scorers, scores_of
 from puna.train.run_config import read_config
 from puna.train.sampling import Dialog, Scorer
 from tests.samples import random_model, small_config, transformers_twin
-from tests.train.alignment import PROMPTS, letters, new_policy, new_run, ppo_config
+from tests.train.ppo.small_policy import PROMPTS, letters, new_policy, new_run, ppo_config
 from tests.train.runs import newest
 
 
