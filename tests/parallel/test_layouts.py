@@ -119,6 +119,7 @@ ROUNDED: list[tuple[str, Case, float]] = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # float8 is emulated, with tp by many small collectives
 @pytest.mark.parametrize(("kind", "options", "bound"), ROUNDED, ids=[row[0] for row in ROUNDED])
 @pytest.mark.parametrize("case", PLAIN, ids=name_of)
 def test_rounding_stays_small(
@@ -126,7 +127,7 @@ def test_rounding_stays_small(
 ) -> None:
     if "float8" in options:
         pytest.importorskip("torchao", reason="float8 is torchao's")
-    found = differences(four, case | options | Case(steps=20), timeout=250)
+    found = differences(four, case | options | Case(steps=20), timeout=800)
     report(f"20 steps, {kind}", found)
     assert max(found.values()) < bound, found
 
