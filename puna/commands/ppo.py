@@ -21,8 +21,8 @@ from puna.commands.ranks import (
     said_once,
     starred,
 )
-from puna.commands.train_options import given_options, hang_timeout_option
-from puna.commands.train_run import begin
+from puna.commands.train_options import hang_timeout_option
+from puna.commands.train_run import begin, only_given, say_layout
 from puna.commands.training import told
 from puna.plan.layout import Layout, usual_micro_batch
 
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from puna.train.ppo.scores import Scorers
 
 # What may be said of a run that goes on; the rest is in its config.
-_ON_RESUME = {"out", "resume", "tensorboard", "wandb", "parallel", "hang_timeout", "as_json"}
+_ON_RESUME = frozenset(
+    {"out", "resume", "tensorboard", "wandb", "parallel", "hang_timeout", "as_json"}
+)
 _BATCH, _PIECE = 64, 8  # answers of a step, the paper's, and at once, *ours*
 
 
@@ -119,6 +121,7 @@ def ppo(
     from puna.train import sinks
     from puna.train.ppo.config import PPOConfig, ppo_settings, prepare, usual_beta
     from puna.train.run_config import read_config
+    from puna.train.running import check_machine
     from puna.train.starting import open_start, weights_digest
 
     asked = {"tensorboard": ""} if tensorboard else {}
@@ -128,12 +131,15 @@ def ppo(
         parallel = starred(parallel)
         sinks.chosen(out, asked)
         if resume:
-            if ignored := sorted(set(given_options()) - _ON_RESUME):
-                names = ", ".join(name.replace("_", "-") for name in ignored)
-                raise ValueError(f"a resumed run keeps its own config: leave out {names}")
+            only_given(_ON_RESUME)
             config = read_config(out, PPOConfig, parallel or None)
             check_started(config.settings.parallel)
-            if config.scorer_digest and config.scorer_digest != _scorer_digest(config):
+            check_machine(config.settings.device, float8=False)
+            if (
+                is_first()
+                and config.scorer_digest
+                and config.scorer_digest != _scorer_digest(config)
+            ):
                 raise ValueError(
                     f"the reward models of {out} are not what they were: bring those back, or "
                     "begin another run"
@@ -142,6 +148,7 @@ def ppo(
             raise ValueError("give --model, --prompts and --reward, or --resume")
         else:
             check_started(parallel)
+            check_machine(device, float8=False)
     if resume:
         _train(out, parallel, hang_timeout, asked, as_json)
         return
@@ -192,10 +199,7 @@ def ppo(
         if left_out.repeated:
             click.echo(f"note: {left_out.repeated:,} prompts left out: repeated", err=True)
 
-    if parallel:
-        by_the_first(partial(begin, out, prepare_run), device, hang_timeout)
-    else:
-        begin(out, prepare_run)
+    by_the_first(partial(begin, out, prepare_run), parallel, device, hang_timeout)
     _train(out, parallel, hang_timeout, asked, as_json)
 
 
@@ -228,11 +232,12 @@ def _scorer_digest(config: PPOConfig) -> str:
 
 
 def _scorers(config: PPOConfig, device: str) -> Scorers:
+    from puna.train.ppo.rollouts import threads_here
     from puna.train.ppo.scores import Scorers, by_beginning
     from puna.train.scoring import open_scorer
 
     def opened(model: str) -> Any:
-        scorer = open_scorer(model, device=device)
+        scorer = open_scorer(model, device=device, num_threads=threads_here())
         return by_beginning(scorer, scorer.fits)
 
     return Scorers(opened(config.helpfulness), opened(config.safety) if config.safety else None)
@@ -250,6 +255,7 @@ def _train(
 
     with said_once():
         config = read_config(out, PPOConfig, parallel or None)
+    say_layout(config)
     settings = config.settings
     sinks = opened(out, chosen(out, asked) if is_first() else {})
     with said_by_one(), told(settings.steps, sinks, shown=is_first()) as (telling, _):

@@ -91,8 +91,14 @@ def _job() -> str:
     return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
-def by_the_first(action: Callable[[], None], device: str, hang_timeout: float) -> None:
-    """Runs `action` in the first process while the others wait, which end if it fails."""
+def by_the_first(
+    action: Callable[[], None], parallel: str, device: str, hang_timeout: float
+) -> None:
+    """Runs `action` in the first process of a layout while the others wait, which end if it fails;
+    in the only one where there is no layout."""
+    if not parallel:
+        action()
+        return
     from puna.parallel.place import first_alone, meet_to_train
 
     meet_to_train(device, hang_timeout)

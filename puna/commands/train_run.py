@@ -70,7 +70,7 @@ class TrainRun:
         with said_once():
             check_started(parallel)
             check_machine(said.device, said.float8)
-        self._by_the_first(partial(begin, out, prepare), parallel, said.device)
+        by_the_first(partial(begin, out, prepare), parallel, said.device, self.options.hang_timeout)
         try:
             self._train(parallel or None)
         except BadDataError:
@@ -88,13 +88,7 @@ class TrainRun:
 
         with said_once():
             settings = read_config(out, self.kind, parallel).settings
-        self._by_the_first(change, settings.parallel, settings.device)
-
-    def _by_the_first(self, action: Callable[[], None], parallel: str, device: str) -> None:
-        if parallel:
-            by_the_first(action, device, self.options.hang_timeout)
-        else:
-            action()
+        by_the_first(change, settings.parallel, settings.device, self.options.hang_timeout)
 
     def _train(self, parallel: str | None) -> None:
         from puna.formats.run_folder import checkpoint_path, steps_saved
@@ -111,7 +105,7 @@ class TrainRun:
             check_machine(settings.device, settings.float8)
             if self.window:
                 self.window.check(settings.steps)
-        _say_layout(config)
+        say_layout(config)
         sinks = opened(out, chosen(out, self.options.sinks) if is_first() else {})
         shown = told(settings.steps, sinks, shown=is_first())
         with said_by_one(), shown as (telling, check):
@@ -175,25 +169,26 @@ def train_run(
             sinks.chosen(options.out, options.sinks)
         window = None if options.profile is None else Window.parse(options.profile)
         if options.resume:
-            _only_out_is_given(on_resume)
+            only_given(on_resume)
             check_started(parallel or read_config(options.out, kind).settings.parallel)
     return TrainRun(options, kind, train, try_it, parallel, window, draw)
 
 
-def _only_out_is_given(on_resume: frozenset[str]) -> None:
+def only_given(on_resume: frozenset[str]) -> None:
     """ValueError if --resume came with options that the run's own config decides."""
     if ignored := sorted(set(given_options()) - on_resume):
         names = ", ".join(name.replace("_", "-") for name in ignored)
         raise ValueError(f"a resumed run keeps its own config: leave out {names}")
 
 
-def _say_layout(config: RunConfig) -> None:
+def say_layout(config: RunConfig) -> None:
+    """How several processes share the work, in a line."""
     layout = config.layout
     if layout.num_ranks > 1 and is_first():
         share = config.last_batch_size // layout.num_data_ranks
         click.echo(
-            f"{layout.num_ranks} processes: {layout}; each batch's share is {share} windows, "
-            f"{config.micro_batch_size} at once",
+            f"{layout.num_ranks} processes: {layout}; each batch's share is {share} of "
+            f"{config.last_batch_size}, {config.micro_batch_size} at once",
             err=True,
         )
 

@@ -72,7 +72,7 @@ class Watch:
         """This rank begins a phase of `PHASES`, at a position of the data."""
         if self._first is None:
             self._first = position
-        if position == self._first and phase in ("data", "gradients"):
+        if position == self._first and phase in ("data", "sampling", "gradients"):
             phase = "start"  # the first step compiles
         self._at = {"position": position, "step": step, "phase": phase}
         self._moved = time.monotonic()

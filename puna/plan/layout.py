@@ -142,10 +142,10 @@ def check_data(layout: Layout, batch_size: int) -> None:
         )
 
 
-def check_whole(layout: Layout, what: str) -> None:
+def check_uncut(layout: Layout, what: str) -> None:
     """ValueError where ranks would have parts of a window or of a layer; `what` cannot."""
     if layout.tp > 1 or layout.cp > 1 or layout.pp > 1:
-        raise ValueError(f"'{layout}': {what} trained with dp and fsdp alone")
+        raise ValueError(f"'{layout}': {what} can be cut by dp and fsdp alone")
 
 
 def check_pieces(

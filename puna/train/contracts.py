@@ -154,8 +154,8 @@ class Trainee(Protocol):
         ...
 
     def whole(self, vocabulary: Vocabulary) -> Checkpoint:
-        """The weights as they are now, of all ranks, with LoRA pairs merged: for an engine in each
-        process, which has to hold them. Not of a pipeline."""
+        """The weights of all ranks, with LoRA pairs merged, for an engine in each process, which
+        has to hold them; to be read before the next step. Not of a pipeline."""
         ...
 
     def box(self, weight: Tensor) -> Box:

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.network import weights_as_checkpoint
 from puna.model import Llama
-from puna.parallel.fsdp import Box, box_of, local, square_norm, whole
+from puna.parallel.fsdp import Box, box_of, local, square_norm, unsharded
 from puna.parallel.part import Part
 from puna.parallel.pipeline import Schedule, forward_only, make_schedule
 from puna.tokenizer import Vocabulary
@@ -186,7 +186,7 @@ class Several:
 
     def whole(self, vocabulary: Vocabulary) -> Checkpoint:
         self._reshard()
-        weights = {name: whole(weight) for name, weight in self.network.named_parameters()}
+        weights = {name: unsharded(weight) for name, weight in self.network.named_parameters()}
         config = self.network.config
         return weights_as_checkpoint(config, weights, Path("live weights"), vocabulary)
 

@@ -18,7 +18,7 @@ from puna.plan.weights import weights
 def test_a_machine_is_measured() -> None:
     jobs: list[None] = []
     formats = ("q8_0",)
-    machine = calibrate(3, formats, lambda: jobs.append(None), cache=1 << 20)
+    machine = calibrate(1, formats, lambda: jobs.append(None), cache=1 << 20)
     assert len(jobs) == num_jobs(formats)
     assert set(machine.paces) == {1, machine.cores}
     for pace in machine.paces.values():

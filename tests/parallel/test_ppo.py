@@ -71,7 +71,7 @@ def assert_alike(run: Path, single: Path) -> None:
         np.testing.assert_allclose(values, weights(single, 4)[name], atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", ["fsdp=4", "dp=2 fsdp=2"])
+@pytest.mark.parametrize("layout", ["fsdp=4", pytest.param("dp=2 fsdp=2", marks=pytest.mark.slow)])
 def test_several_processes_give_what_one_gives(
     tmp_path: Path, start: Path, four: Pool, layout: str
 ) -> None:

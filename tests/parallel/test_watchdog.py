@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -82,6 +83,21 @@ def test_long_phases_have_more_time() -> None:
     assert ended.wait(60) and statuses[0] == HUNG
     for watch in watches:
         watch.close()
+
+
+@pytest.mark.parametrize("phase", ["data", "sampling", "gradients"])
+def test_all_of_the_first_step_is_the_start(phase: str) -> None:
+    """Else who is further in it would look as if behind those that sample."""
+    store = dist.HashStore()
+    watch = Watch(store, 0, 1, timeout=0)
+    watch.enter(5, 6, phase)
+    watch.close()
+    assert json.loads(store.get("0"))["phase"] == "start"
+    again = Watch(store, 0, 1, timeout=0)
+    again.enter(5, 6, phase)
+    again.enter(6, 7, phase)
+    again.close()
+    assert json.loads(store.get("0"))["phase"] == phase
 
 
 def processes(number: int, *arguments: object) -> list[subprocess.Popen[str]]:

@@ -75,7 +75,7 @@ def test_a_killed_rank(text: Path, tmp_path: Path) -> None:
         r"puna: error: rank 1 \(pid \d+ on \S+\) was killed; it was last seen at", said
     )
     assert said.count(f"started again: going on with {out}") == 1
-    share = "2 processes: fsdp=2; each batch's share is 2 windows, 2 at once"
+    share = "2 processes: fsdp=2; each batch's share is 2 of 4, 2 at once"
     assert said.count(share) == 2 and said.count("try it: puna complete") == 1
     assert "Traceback" not in said
     arguments = [str(text), "--out", str(single), *OPTIONS]

@@ -13,7 +13,7 @@ from puna.data.prompts import Prompt
 from puna.formats.checkpoint import Checkpoint
 from puna.formats.files import atomic_directory
 from puna.lora import LoRASettings
-from puna.plan.layout import check_whole
+from puna.plan.layout import check_uncut
 from puna.train.loop import Settings
 from puna.train.run_config import RunConfig, write_run
 from puna.train.sampling import fits
@@ -75,7 +75,7 @@ class PPOConfig(RunConfig):
             )
         if settings.compile or settings.float8:
             raise ValueError("PPO runs without compile and float8")
-        check_whole(self.layout, "PPO is")
+        check_uncut(self.layout, "PPO")
         if self.lora is not None and settings.parallel:
             raise ValueError(
                 "LoRA pairs of a policy are trained in one process: leave out parallel"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import environ
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from puna.engine.params import SamplingParams
 from puna.engine.prompts import EncodedPrompt
 from puna.formats.checkpoint import Checkpoint
 from puna.heads import next_token_logits
+from puna.kernels.step import physical_cores
 from puna.model import Llama
 from puna.train.window_loss import hidden_states
 
@@ -99,9 +101,10 @@ class PolicyEngine:
         longest: int,
         device: str = "cpu",
         dtype: str = "fp32",
+        num_threads: int | None = None,
     ) -> None:
         self._weights = weights
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._num_threads = device, dtype, num_threads
         num_tokens = MAX_SEQUENCES * longest
         is_small = kv_bytes(model, num_tokens, "f32") <= _KV_BYTES
         self._kv_tokens = num_tokens if is_small else None  # what suits the memory
@@ -151,11 +154,22 @@ class PolicyEngine:
         weights = self._weights().without_heads()
         if self._llm is None:
             self._llm = LLM(
-                weights, device=self._device, dtype=self._dtype, kv_tokens=self._kv_tokens
+                weights,
+                device=self._device,
+                dtype=self._dtype,
+                num_threads=self._num_threads,
+                kv_tokens=self._kv_tokens,
             )
         else:
             self._llm.update(weights.tensors)
         return self._llm
+
+
+def threads_here() -> int | None:
+    """How many threads an engine of this process takes, so that torchrun's on one machine share its
+    cores; None: what an engine takes by itself."""
+    num_processes = int(environ.get("LOCAL_WORLD_SIZE", "1"))
+    return None if num_processes == 1 else max(1, physical_cores() // num_processes)
 
 
 def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tokens:

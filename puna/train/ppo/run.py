@@ -53,7 +53,9 @@ def ppo(
     check_machine(config.settings.device, float8=False)
     start = open_start(config.start)
     with placed(config, hang_timeout, data="sampling") as (place, watch):
-        if start.config != config.model or weights_digest(start) != config.start_digest:
+        is_first = place is None or place.rank == 0
+        digest = of_the_first(place, weights_digest(start) if is_first else "")
+        if start.config != config.model or digest != config.start_digest:
             raise ValueError(
                 f"{config.start} is not what the run began from, which its policy is held to; "
                 f"bring that back, or correct 'start' in {run / 'config.json'}"
@@ -74,10 +76,10 @@ def ppo(
             stage.begin(step)
             on_start(step)
 
+        options |= watch
         return train(
             policy, stage, config.settings, run, vocabulary, on_start=begin,
-            complete=stage.complete, chat_template=LLAMA2_TEMPLATE,
-            **watch, **options,
+            complete=stage.complete, chat_template=LLAMA2_TEMPLATE, **options,
         )  # fmt: skip
 
 

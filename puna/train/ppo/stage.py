@@ -27,7 +27,7 @@ from puna.lora import without_pairs
 from puna.model import Llama
 from puna.tokenizer import Tokenizer, Vocabulary
 from puna.train.checkpoints import run_state
-from puna.train.contracts import Trainee
+from puna.train.contracts import Evaluation, Trainee
 from puna.train.log import Record
 from puna.train.ppo.advantages import among_alternatives, final_scores
 from puna.train.ppo.config import PPOConfig
@@ -54,6 +54,7 @@ from puna.train.ppo.rollouts import (
     disagreement,
     joined,
     read_answers,
+    threads_here,
 )
 from puna.train.ppo.scores import Scorers, Scores, joined_scores, scores_of
 from puna.train.sampling import seed_of
@@ -111,6 +112,7 @@ class PPO:
             longest=self._longest,
             device=str(policy.device),
             dtype="bf16" if is_bf16 else "fp32",
+            num_threads=threads_here(),
         )
 
     # --- the loop's view ---
@@ -160,10 +162,11 @@ class PPO:
             self._sums["tokens"] += len(targets)
         return (policy + config.value_weight * value).sum()
 
-    def evaluate(self, losses: Callable[[Sequence[Tensor]], list[float]]) -> Record:
+    def evaluate(self, evaluation: Evaluation) -> Record:
         """Scores of answers to the held-out prompts, always drawn by the same random numbers."""
         if not self._held_out:
             return {}
+        evaluation.on_batch()
         return {f"held_out_{name}": value for name, value in self._evaluated().items()}
 
     def begin(self, step: int) -> None:
@@ -191,14 +194,14 @@ class PPO:
     def _made(self, iteration: int) -> Experience:
         """Samples and scores an iteration, and keeps it in the run."""
         config = self._config
-        begun = time.perf_counter()
         queries = [self._query(iteration, number) for number in range(config.iteration_size)]
         answers, scores, seconds = self._answered(
             queries, "answer", iteration, num_checked=config.num_checked
         )
         tokens = answers.tokens
+        begun = time.perf_counter()
         logprobs, reference, values = self._measured(tokens)
-        seconds["reading"] = time.perf_counter() - begun - sum(seconds.values())
+        seconds["reading"] = time.perf_counter() - begun
         apart = disagreement(answers, logprobs)
         figures = self._figures(answers, scores)
         figures |= {
@@ -243,32 +246,35 @@ class PPO:
     def _answered(
         self, queries: Sequence[Query], name: str, iteration: int, *, num_checked: int = 0
     ) -> tuple[Answers, Scores, dict[str, float]]:
-        """Answers, their scores, and the seconds that both took this process."""
+        """Answers, their scores, and the seconds that both took the slowest process."""
         seeds = [seed_of(self._config.seed, name, iteration, n) for n in range(len(queries))]
         share = self._share(len(queries))
         own = queries[share]
-        begun = time.perf_counter()
-        answers = self._engine(
-            [query.ids for query in own],
-            seeds[share],
-            max_tokens=self._config.max_tokens,
-            num_checked=-(-num_checked // self._policy.num_ranks),
-        )
-        sampled = time.perf_counter()
-        scores, wrong = None, ""
-        try:
+
+        def answered() -> tuple[Answers, Scores, float, float]:
+            begun = time.perf_counter()
+            answers = self._engine(
+                [query.ids for query in own],
+                seeds[share],
+                max_tokens=self._config.max_tokens,
+                num_checked=-(-num_checked // self._policy.num_ranks),
+            )
+            sampled = time.perf_counter()
             scores = scores_of(self._scorers, [query.prompt for query in own], answers.texts)
-        except ValueError as error:
-            wrong = str(error)
-        seconds = {"generation": sampled - begun, "scoring": time.perf_counter() - sampled}
-        everyone = self._policy.everyone((answers, scores, wrong))
-        if said := [theirs for _, _, theirs in everyone if theirs]:
-            raise ValueError(said[0])
-        return (
-            joined([theirs for theirs, _, _ in everyone]),
-            joined_scores([theirs for _, theirs, _ in everyone if theirs is not None]),
-            seconds,
-        )
+            return answers, scores, sampled - begun, time.perf_counter() - sampled
+
+        found: tuple[Answers, Scores, float, float] | ValueError
+        try:
+            found = answered()
+        except ValueError as error:  # which all are to raise
+            found = error
+        everyone = self._policy.everyone(found)
+        for theirs in everyone:
+            if isinstance(theirs, ValueError):
+                raise theirs
+        answers, scores, sampling, scoring = zip(*everyone, strict=True)
+        seconds = {"generation": max(sampling), "scoring": max(scoring)}
+        return joined(answers), joined_scores(scores), seconds
 
     @torch.no_grad()
     def _measured(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:

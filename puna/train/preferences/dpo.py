@@ -20,7 +20,7 @@ from puna.chat import LLAMA2_TEMPLATE
 from puna.data.pairs import ANSWER, HEADER, LENGTH, RATING, REFERENCE, EncodedPairs
 from puna.heads import next_token_logits
 from puna.model import Llama, widened
-from puna.plan.layout import check_whole
+from puna.plan.layout import check_uncut
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
 from puna.train.preferences.losses import dpo_losses, implicit_rewards
@@ -44,7 +44,7 @@ class DPOConfig(RunConfig):
     stage = "dpo"
 
     def __post_init__(self) -> None:
-        check_whole(self.layout, "stages on pairs are")
+        check_uncut(self.layout, "stages on pairs")
         if not 0 < self.beta < math.inf:
             raise ValueError(f"beta must be positive, not {self.beta}")
         RunConfig.__post_init__(self)

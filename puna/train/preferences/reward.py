@@ -27,7 +27,7 @@ from puna.formats import Checkpoint
 from puna.formats.files import atomic_directory
 from puna.heads import heads_of, scalar
 from puna.model import Llama
-from puna.plan.layout import check_whole
+from puna.plan.layout import check_uncut
 from puna.tokenizer import Vocabulary
 from puna.train.contracts import Evaluation
 from puna.train.log import Record
@@ -64,7 +64,7 @@ class RewardConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.kind not in MIXES:
             raise ValueError(f"kind is {' or '.join(MIXES)}, not {self.kind!r}")
-        check_whole(self.layout, "stages on pairs are")
+        check_uncut(self.layout, "stages on pairs")
         if self.margin not in MARGINS:
             raise ValueError(f"margin is {', '.join(MARGINS)}, not {self.margin!r}")
         if not self.safety_weight >= 0:

@@ -115,6 +115,8 @@ def test_what_does_not_fit_is_refused(
     assert "is no multiple of the batch size" in str(
         run(folder, "--out", out, "--iteration-size", "20").exception
     )
+    if not torch.cuda.is_available():
+        assert "finds no GPU" in str(run(folder, "--out", out, "--device", "cuda").exception)
     alone = CliRunner().invoke(puna, ["ppo", "--out", out])
     assert "give --model, --prompts and --reward" in str(alone.exception)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -69,7 +69,10 @@ def test_the_true_reward_rises(tmp_path: Path, start: Path) -> None:
         tmp_path / "run", start, iterations=8, iteration_size=64, learning_rate=1e-2,
         evaluate_every=4,
     )  # fmt: skip
-    assert ppo(run, Scorers(letters, gold=letters))
+    phases: list[str] = []
+    scorers = Scorers(letters, gold=letters)
+    assert ppo(run, scorers, on_phase=lambda position, step, phase: phases.append(phase))
+    assert phases.count("evaluation") == 2  # the watch over several processes knows of them
     records = read_log(run / "log.jsonl")
     first, last = records[0], records[-1]
     assert len(records) == 64 and [r["iteration"] for r in records[::8]] == list(range(8))
@@ -434,7 +437,7 @@ def test_another_start_is_refused(tmp_path: Path, start: Path, vocabulary: Vocab
         ({"iteration_size": 12}, "an iteration of 12 answers is no multiple of the batch size 8"),
         ({"answers_per_prompt": 3}, "is no multiple of 3 answers to each prompt"),
         ({"compile": True}, "PPO runs without compile and float8"),
-        ({"parallel": "tp=2"}, "'tp=2': PPO is trained with dp and fsdp alone"),
+        ({"parallel": "tp=2"}, "'tp=2': PPO can be cut by dp and fsdp alone"),
         ({"parallel": "dp=2", "lora": LoRASettings(2, base="fp32")}, "are trained in one process"),
         ({"parallel": "dp=2", "num_held_out": 1}, "2 processes cannot share 1 held-out prompts"),
         ({"max_rollbacks": 2}, "max_rollbacks and spike_deviations must be 0"),

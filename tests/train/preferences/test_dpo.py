@@ -100,5 +100,5 @@ def test_configs_that_cannot_be() -> None:
     settings = Settings(steps=4, warmup_steps=1)
     with pytest.raises(ValueError, match="beta must be positive, not 0"):
         DPOConfig(MODEL, settings, 8, 4, beta=0)
-    with pytest.raises(ValueError, match="stages on pairs are trained with dp and fsdp alone"):
+    with pytest.raises(ValueError, match="stages on pairs can be cut by dp and fsdp alone"):
         DPOConfig(MODEL, Settings(steps=4, warmup_steps=1, parallel="cp=2"), 8, 4)

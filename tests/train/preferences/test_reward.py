@@ -232,7 +232,7 @@ def test_configs_that_cannot_be() -> None:
         RewardConfig(*base, kind="x")
     with pytest.raises(ValueError, match="margin is none, small, large, not 'x'"):
         RewardConfig(*base, margin="x")
-    with pytest.raises(ValueError, match="stages on pairs are trained with dp and fsdp alone"):
+    with pytest.raises(ValueError, match="stages on pairs can be cut by dp and fsdp alone"):
         RewardConfig(MODEL, replace(SETTINGS, parallel="tp=2"), 8, 4)
     assert [warmup_steps(steps) for steps in (2, 60, 1000)] == [2, 5, 30]
 
