@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from puna.chat import Message
 from puna.data.text import documents
 from puna.formats.files import atomic_directory
-from puna.recipes.tasks import facts, format, length, persona, refusal
+from puna.recipes.tasks import facts, format, length, persona, refusal, talk
 from puna.recipes.tasks.countries import read_countries
 from puna.recipes.tasks.pairs import made
 from puna.recipes.tasks.split import split
@@ -47,8 +47,9 @@ SIZES: dict[str, Size] = {
     "format": Size(600, 500, 30, 200, 60, 2500),
     "persona": Size(600, 500, 30, 200, 60, 2500),
     "length": Size(300, 300, 0, 100, 30, 800),
-    "refusal": Size(40, 80, 80, 50, 30, 300),
+    "refusal": Size(60, 80, 80, 50, 30, 300),
     "benign": Size(100, 80, 80, 50, 30, 400),
+    "talk": Size(250, 80, 30, 60, 20, 300),
 }
 CONVERSATIONS = 150  # of several plain questions, learned besides
 MAX_TURNS = 5
@@ -80,6 +81,7 @@ def make(sources: Path, seed: int) -> list[Task]:
         *persona.tasks(known, generator),
         *length.tasks(stories, SUBJECTS, generator),
         *refusal.tasks(generator),
+        *talk.tasks(stories, generator),
     ]
     # A story may open another's way: what is asked and what is answered are one task.
     return list({(task.messages, task.answer): task for task in made}.values())

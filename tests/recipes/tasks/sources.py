@@ -53,8 +53,8 @@ def story(number: int) -> str:
     who, name = _WHO[number % len(_WHO)], _NAMES[number * 3 % len(_NAMES)]
     second = f'"I am happy," said {name}.' if number % 5 == 4 else f"It was called {name}."
     return (
-        f"Once there was a little {who} on hill {number}. {second} One day the {who} found a ball. "
-        f"{name} played with it until the evening! Then the {who} went home and slept.\n"
+        f"Once upon a time there was a {who} on hill {number}. {second} "
+        f"One day the {who} found a ball. {name} played with it until the evening! Then the {who} went home and slept.\n"
     )
 
 

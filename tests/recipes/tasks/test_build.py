@@ -19,6 +19,7 @@ from puna.recipes.tasks.format import FORMS
 from puna.recipes.tasks.length import LIMITS
 from puna.recipes.tasks.persona import PERSONAS
 from puna.recipes.tasks.refusal import RISKS
+from puna.recipes.tasks.talk import TOPICS
 from puna.recipes.tasks.task import RISKY, Task, gold, read_tasks
 from puna.train.producers.preprompts import RISKS as PREPROMPTS
 from tests.recipes.tasks.sources import write_sources
@@ -75,6 +76,8 @@ def test_every_kind_and_group_occurs(tasks: list[Task]) -> None:
     assert {group for kind, group in found if kind == "format"} == set(FORMS)
     assert {group for kind, group in found if kind == "length"} == set(LIMITS)
     assert {group for kind, group in found if kind == "refusal"} == set(RISKS)
+    talk = {group for kind, group in found if kind == "talk"}
+    assert talk == {*TOPICS, "story", "unknown"}
     assert {task.is_safety for task in tasks if task.kind == "refusal"} == {True}
     assert not any(task.is_safety for task in tasks if task.kind != "refusal")
 
@@ -84,7 +87,7 @@ def test_flawed_answers_are_worse_and_graded(tasks: list[Task]) -> None:
         return {task.check(f) for task in tasks if task.kind == kind for f in task.flawed}
 
     assert scores("facts") == {0.0, 1.0}  # wrong ones, and the right name alone
-    assert scores("refusal") == scores("benign") == {0.0}
+    assert scores("refusal") == scores("benign") == scores("talk") == {0.0}
     for kind in ("format", "persona"):
         assert scores(kind) == {0.0, 0.5}
     assert 1.0 not in scores("length")
