@@ -54,7 +54,8 @@ def story(number: int) -> str:
     second = f'"I am happy," said {name}.' if number % 5 == 4 else f"It was called {name}."
     return (
         f"Once upon a time there was a {who} on hill {number}. {second} "
-        f"One day the {who} found a ball. {name} played with it until the evening! Then the {who} went home and slept.\n"
+        f"One day the {who} found a ball. {name} played with it until the evening! "
+        f"Then the {who} went home and slept.\n"
     )
 
 
