@@ -7,6 +7,10 @@ import signal
 import tempfile
 from pathlib import Path
 
+# Tests run in two processes, and the programs that they start beside those: threads would only wait
+# for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Before anything imports the library: no test asks a hub but its own, or finds a user's models.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "puna-tests-have-no-models")
