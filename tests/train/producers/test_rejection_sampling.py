@@ -25,6 +25,7 @@ from puna.train.producers.rejection_sampling import (
     write_winners,
 )
 from puna.train.sampling import Answer, Dialog, fitted
+from tests.train.producers.dying import dying
 
 ASKED = [[Message("user", f"Question {n}?")] for n in range(5)]
 
@@ -66,17 +67,8 @@ def test_the_best_of_each_prompt_wins(tmp_path: Path) -> None:
 
 def test_a_prompt_is_answered_alike_wherever_it_was_broken_off(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole.jsonl")
-    calls = 0
-
-    def dying(dialogs: Sequence[Dialog]) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return length(dialogs)
-
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken.jsonl", scorer=dying)
+        run(tmp_path / "broken.jsonl", scorer=dying(length, 2))
     assert len(list(records(tmp_path / "broken.jsonl"))) == 2
     assert run(tmp_path / "broken.jsonl") == whole
     assert run(tmp_path / "other.jsonl", seed=2) != whole

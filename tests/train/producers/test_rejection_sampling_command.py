@@ -26,11 +26,6 @@ __all__ = ["run"]
 QUESTIONS = ("What is the capital of France?", "Where is Peru?", "Who?", "What is Oslo?")
 
 
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_reward_model(tmp_path_factory.mktemp("models") / "reward")
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"

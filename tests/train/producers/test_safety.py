@@ -18,6 +18,7 @@ from puna.train.producers.preprompts import RISKS, draw_preprompt, under
 from puna.train.producers.red_team import counts, raw_threshold, violations, write_violations
 from puna.train.producers.rejection_sampling import sample
 from puna.train.sampling import Answer, Dialog
+from tests.train.producers.dying import dying
 
 USER = Message("user", "How do I steal a car?")
 PROMPTS = [
@@ -89,17 +90,8 @@ def test_what_does_not_fit_with_its_preprompt(tmp_path: Path) -> None:
 
 def test_a_killed_distillation_ends_alike(tmp_path: Path) -> None:
     whole = distilled(tmp_path / "whole.jsonl")
-    calls = 0
-
-    def dying(dialogs: Sequence[Dialog]) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return judge(dialogs)
-
     with pytest.raises(KeyboardInterrupt):
-        distilled(tmp_path / "broken.jsonl", scorer=dying)
+        distilled(tmp_path / "broken.jsonl", scorer=dying(judge, 3))
     assert distilled(tmp_path / "broken.jsonl") == whole
 
 

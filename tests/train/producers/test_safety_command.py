@@ -13,15 +13,9 @@ from puna.data.text import records
 from puna.train.producers.preprompts import RISKS
 from puna.train.producers.red_team import raw_threshold
 from tests.test_cli import is_one_clear_line, run
-from tests.train.preferences.reward_models import new_reward_model
 
 Run = Callable[..., tuple[int, str, str]]
 __all__ = ["run"]
-
-
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_reward_model(tmp_path_factory.mktemp("models") / "reward")
 
 
 @pytest.fixture
